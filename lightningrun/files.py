@@ -260,7 +260,13 @@ def commit_folder(built: Path, final: Path, facts: dict[str, Any]) -> None:
                 shutil.rmtree(built)
                 return
             set_aside(final)
-        os.rename(built, final)
+        try:
+            os.rename(built, final)
+        except OSError:
+            if verify_folder(final) is None:
+                raise
+            shutil.rmtree(built)  # another process committed the same content first
+            return
         directory = os.open(final.parent, os.O_RDONLY)
         try:
             os.fsync(directory)

@@ -1,0 +1,127 @@
+"""A recipe, loaded and ready: checked before the first paid call, planned, and with its dataset at hand.
+
+Light by intent: what a plan does not need (the gateway, slots, models, tracking) is not imported here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from lightningrun import dataset
+from lightningrun.dataset import Dataset
+from lightningrun.errors import DatasetError, Missing, Problem, RecipeError, UsageError
+from lightningrun.models.prices import forecast_usd
+from lightningrun.planning import Plan, Planner, Selection, StagePlan, gather_facts
+from lightningrun.recipe import LoadedRecipe
+from lightningrun.recipe.checks import check as check_recipe
+from lightningrun.recipe.model import Recipe
+from lightningrun.stages.base import StageSpec
+
+
+class Prepared:
+    """A loaded recipe, ready to be checked, planned and run.
+
+    ``root`` is the folder that entrypoints and ``args`` paths are relative to: the current one, or that of the run
+    being resumed.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedRecipe,
+        specs: Mapping[str, StageSpec],
+        runs_dir: Path,
+        root: Path,
+        environ: Mapping[str, str],
+    ) -> None:
+        self.loaded = loaded
+        self.specs = specs
+        self.runs_dir = runs_dir
+        self.root = root
+        self.environ = environ
+        self._data: Dataset | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.loaded.recipe
+
+    @property
+    def data(self) -> Dataset:
+        """The dataset, read once. Raises DatasetError with every broken row located."""
+        if self._data is None:
+            self._data = dataset.load(self.recipe.task, self.loaded.problem)
+        return self._data
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the recipe's models say of themselves, e.g. that they are simulations."""
+        return tuple(f"{role}: {model.note}" for role, model in self.recipe.models.items() if model.note)
+
+    def check(self) -> list[str]:
+        """Everything that can be wrong before the first paid call; returns warnings.
+
+        Raises RecipeError or DatasetError with all problems, then Missing for absent keys and extras.
+        """
+        report = check_recipe(self.loaded, self.specs, root=self.root, environ=self.environ)
+        problems: list[Problem] = list(report.problems)
+        try:
+            rows = {name: len(split.tasks) for name, split in self.data.splits.items()}
+        except (RecipeError, DatasetError) as error:
+            problems += error.problems
+            rows = {}
+        warnings = list(report.warnings)
+        if rows and not problems:
+            for stage, config in self.recipe.stages.items():
+                forecast = self.specs[config.type].forecast(config, self.recipe, rows)
+                problems += [self.loaded.problem(f"stages.{stage}", f"{stage}: {text}") for text in forecast.errors]
+                warnings += [f"{stage}: {text}" for text in forecast.warnings]
+        if problems:
+            raise RecipeError(problems)
+        if report.missing:
+            raise Missing("\n".join(str(problem) for problem in report.missing))
+        return warnings
+
+    def plan(
+        self,
+        *,
+        start: str | None = None,
+        until: str | None = None,
+        only: str | None = None,
+        force: frozenset[str] | bool = frozenset(),
+        no_cache: bool = False,
+    ) -> Plan:
+        """What would run, be reused or be skipped, and why; with each stage's forecast."""
+        warnings = self.check()
+        planner = self.planner(selection(start, until, only, force, no_cache))
+        staged = tuple(self._priced(plan) for plan in planner.plan_all())
+        return Plan(self.recipe.name, self.loaded.digest, self.recipe.seed, staged, tuple(warnings), self.notes)
+
+    def planner(self, chosen: Selection) -> Planner:
+        data = self.data
+        digests = {name: split.digest for name, split in data.splits.items()}
+        rows = {name: len(split.tasks) for name, split in data.splits.items()}
+        facts = gather_facts(self.recipe, digests, self.root)
+        return Planner(self.recipe, self.specs, facts, rows, self.runs_dir, chosen, has_gpu())
+
+    def _priced(self, plan: StagePlan) -> StagePlan:
+        texts = [prompt.text or "" for prompt in self.recipe.agent.prompts.values()]
+        cost = forecast_usd(self.recipe.models, plan.forecast.calls, prompt_chars=sum(map(len, texts)))
+        return dataclasses.replace(plan, cost_usd=cost)
+
+
+def selection(
+    start: str | None, until: str | None, only: str | None, force: frozenset[str] | bool, no_cache: bool
+) -> Selection:
+    """The command line's choice of stages. Raises UsageError for a choice that contradicts itself."""
+    if only is not None:
+        if start is not None or until is not None:
+            raise UsageError("--only cannot be combined with --from or --until")
+        start = until = only
+    forced = frozenset({"*"}) if force is True else force or frozenset()
+    return Selection(start, until, forced, no_cache)
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA GPU is visible, without importing torch."""
+    return Path("/dev/nvidia0").exists()
