@@ -1,0 +1,344 @@
+"""What happened in a run, read from its journal: one typed answer for terminal, ``show``, ``compare`` and the report.
+
+Pure reading: a run that is unfinished, killed or failed is summarised as far as it came. Events of a stage count
+from its last attempt on (a resumed stage tells its story again); rollouts count from all attempts, since finished
+ones are not repeated. Light imports only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightningrun.files import read_journal
+from lightningrun.tracking.comparison import (
+    Headline,
+    Row,
+    RowChange,
+    compare_rows,
+    headline,
+    read_rows,
+    telling_changes,
+)
+from lightningrun.types import Json
+
+Cost = Mapping[str, Mapping[str, float]]
+"""Role -> calls, prompt_tokens, completion_tokens, usd."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageSummary:
+    """One stage. ``status``: pending | running | succeeded | reused | skipped | failed | killed."""
+
+    id: str
+    type: str
+    ordinal: int
+    status: str = "pending"
+    reason: str = ""
+    attempt: int = 1
+    key: str = ""
+    metrics: Mapping[str, Json] = field(default_factory=dict)
+    outputs: Mapping[str, Json] = field(default_factory=dict)
+    cost: Cost = field(default_factory=dict)
+    duration_s: float = 0.0
+    error: str = ""
+    rollouts: int = 0
+    """Rollouts that this run executed for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What this run spent itself; a reused stage costs nothing again."""
+
+    llm_calls: int = 0
+    tokens: int = 0
+    usd: float = 0.0
+    by_role: Cost = field(default_factory=dict)
+    rollouts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PromptChange:
+    """A prompt before and after optimisation. ``best`` is the search's winner, shipped only if ``promoted``."""
+
+    stage: str
+    name: str
+    seed: str
+    best: str
+    diff: str
+    promoted: bool
+    metrics: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """``status``: running | succeeded | failed | interrupted | killed."""
+
+    run: str
+    name: str
+    path: Path
+    status: str = "running"
+    exit_code: int | None = None
+    error: str = ""
+    seed: int = 0
+    notes: tuple[str, ...] = ()
+    recipe_digest: str = ""
+    started_at: float = 0.0
+    duration_s: float = 0.0
+    attempts: int = 1
+    argv: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    stages: tuple[StageSummary, ...] = ()
+    totals: Totals = Totals()
+    headline: Headline | None = None
+    curves: Mapping[str, Mapping[str, tuple[tuple[float, float], ...]]] = field(default_factory=dict)
+    """Stage -> metric -> (step, value) in order of steps."""
+    candidates: Mapping[str, tuple[Mapping[str, Json], ...]] = field(default_factory=dict)
+    """Stage -> candidate events, one for each id, as last told."""
+    prompts: tuple[PromptChange, ...] = ()
+    changes: tuple[RowChange, ...] = ()
+    """Rows that the first evaluation failed, the most telling first; ``fixed`` tells those that the last one passed."""
+    gates: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
+    paths: Mapping[str, str] = field(default_factory=dict)
+    mirror: Mapping[str, Json] = field(default_factory=dict)
+
+    def stage(self, id: str) -> StageSummary | None:
+        return next((stage for stage in self.stages if stage.id == id), None)
+
+    def to_json(self) -> dict[str, Json]:
+        """The form of ``show --json``: everything, with ``stages`` by id."""
+        record = asdict(self)
+        record["path"] = str(self.path)
+        record["stages"] = {stage.id: asdict(stage) for stage in self.stages}
+        return record
+
+
+@dataclass(slots=True)
+class _Stage:
+    """What the journal has said of one stage so far."""
+
+    id: str
+    type: str = ""
+    ordinal: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, dict[float, float]] = field(default_factory=dict)
+    candidates: dict[int, dict[str, Any]] = field(default_factory=dict)
+    prompts: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    gate: dict[str, Any] = field(default_factory=dict)
+    rollouts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    began: float = 0.0
+
+    def begin(self, event: Mapping[str, Any], status: str) -> None:
+        self.type, self.ordinal, self.began = (
+            event.get("type", self.type),
+            event.get("ordinal", self.ordinal),
+            event["ts"],
+        )
+        kept = ("attempt", "key", "reason", "metrics", "outputs", "cost")
+        self.facts = {"status": status, **{name: event[name] for name in kept if event.get(name) is not None}}
+        self.curves, self.candidates, self.prompts, self.gate = {}, {}, {}, {}
+
+    def finish(self, event: Mapping[str, Any]) -> None:
+        kept = ("status", "metrics", "outputs", "cost", "duration_s", "error")
+        self.facts.update({name: event[name] for name in kept if event.get(name) is not None})
+
+    def hear(self, event: Mapping[str, Any]) -> None:
+        kind = event["kind"]
+        if kind == "stage_started":
+            self.begin(event, "running")
+        elif kind == "stage_reused":
+            self.begin(event, "reused")
+        elif kind == "stage_skipped":
+            self.begin(event, "skipped")
+        elif kind == "stage_finished":
+            self.finish(event)
+        elif kind == "rollout":
+            self.rollouts[event["rollout"]["key"]] = event["rollout"]
+        elif kind == "metric":
+            for name, value in event["values"].items():
+                if isinstance(value, (int, float)):
+                    self.curves.setdefault(name, {})[event["step"]] = float(value)
+        elif kind == "candidate":
+            self.candidates[event["id"]] = {k: v for k, v in event.items() if k not in ("crc", "kind", "seq")}
+        elif kind == "prompt":
+            self.prompts.setdefault(event["name"], {})[event["label"]] = dict(event)
+        elif kind == "gate":
+            self.gate = {"met": event["met"], "checks": event["checks"]}
+
+    def summary(self, dead: bool) -> StageSummary:
+        facts = dict(self.facts)
+        if dead and facts.get("status") == "running":
+            facts["status"] = "killed"
+        return StageSummary(id=self.id, type=self.type, ordinal=self.ordinal, rollouts=len(self.rollouts), **facts)
+
+
+@dataclass(slots=True)
+class _Run:
+    facts: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, _Stage] = field(default_factory=dict)
+    last_ts: float = 0.0
+    sittings: list[list[float]] = field(default_factory=list)
+    """Start and last event of each process that worked on the run."""
+
+    def hear(self, event: Mapping[str, Any]) -> None:
+        kind, stage = event["kind"], event.get("stage")
+        if kind in ("run_started", "run_resumed"):
+            self._begin(event)
+        elif kind == "run_finished":
+            self.facts.update(status=event["status"], exit_code=event.get("exit_code"), error=event.get("error") or "")
+        elif stage is not None:
+            self.stages.setdefault(stage, _Stage(stage, ordinal=len(self.stages) + 1)).hear(event)
+        if self.sittings:
+            self.sittings[-1][1] = event["ts"]
+
+    def _begin(self, event: Mapping[str, Any]) -> None:
+        self.sittings.append([event["ts"], event["ts"]])
+        self.facts.update(status="running", exit_code=None, error="", attempts=len(self.sittings))
+        self.facts["argv"] = tuple(event.get("argv") or ())
+        if event["kind"] == "run_started":
+            self.facts.update(name=event["name"], run=event["run"], seed=event.get("seed", 0), started_at=event["ts"])
+            self.facts.update(recipe_digest=event.get("recipe_digest", ""), notes=_texts(event.get("notes")))
+            self.facts["warnings"] = _texts(event.get("warnings"))
+        for number, (id, type) in enumerate((event.get("stages") or {}).items(), 1):
+            self.stages.setdefault(id, _Stage(id)).type = type
+            self.stages[id].ordinal = number
+
+
+def summarise(run_dir: Path) -> RunSummary:
+    """Read a run folder. Raises FileNotFoundError if it has no journal."""
+    run_dir = run_dir.resolve()
+    run = _Run()
+    for _, event in read_journal(run_dir / "journal.jsonl"):
+        run.hear(event)
+    facts = {"run": run_dir.name, "name": run_dir.name, "status": "running", **run.facts}
+    dead = facts["status"] != "running" or not holder_alive(run_dir / ".lock")
+    if dead and facts["status"] == "running":
+        facts["status"] = "killed"
+    ordered = sorted(run.stages.values(), key=lambda stage: stage.ordinal)
+    stages = tuple(stage.summary(dead) for stage in ordered)
+    rows = {stage.id: _rows(run_dir, stage) for stage in ordered if stage.type == "evaluate"}
+    evaluated = [(s.id, s.metrics, rows[s.id]) for s in stages if s.id in rows and s.metrics.get("reward") is not None]
+    searches = [s.metrics for s in stages if s.type == "apo" and s.metrics]
+    head = headline(evaluated, searches)
+    changes: tuple[RowChange, ...] = ()
+    if head is not None and head.baseline_stage and head.final_stage:
+        pairs = compare_rows(rows[head.baseline_stage], rows[head.final_stage])
+        changes = telling_changes(run_dir, pairs)
+    return RunSummary(
+        path=run_dir,
+        duration_s=sum(end - start for start, end in run.sittings),
+        stages=stages,
+        totals=_totals(stages),
+        headline=head,
+        curves={
+            s.id: {name: tuple(sorted(points.items())) for name, points in s.curves.items()}
+            for s in ordered
+            if s.curves
+        },
+        candidates={s.id: tuple(s.candidates[id] for id in sorted(s.candidates)) for s in ordered if s.candidates},
+        prompts=tuple(change for stage in ordered for change in _prompt_changes(stage)),
+        changes=changes,
+        gates={s.id: s.gate for s in ordered if s.gate},
+        paths=_paths(run_dir, ordered),
+        mirror=_read_json(run_dir / "mirror.json"),
+        **facts,
+    )
+
+
+def holder_alive(lock: Path) -> bool:
+    """Whether the process whose id a lock file names is alive. Asks without taking the lock."""
+    try:
+        os.kill(int(lock.read_text("ascii")), 0)
+    except (OSError, ValueError) as error:
+        return isinstance(error, PermissionError)
+    return True
+
+
+def add_costs(costs: Sequence[Cost]) -> dict[str, dict[str, float]]:
+    """Sum of costs, role by role."""
+    total: dict[str, dict[str, float]] = {}
+    for cost in costs:
+        for role, parts in cost.items():
+            sums = total.setdefault(role, {})
+            for name, value in parts.items():
+                if isinstance(value, (int, float)):
+                    sums[name] = sums.get(name, 0) + value
+    return total
+
+
+def tokens_of(parts: Mapping[str, float]) -> int:
+    """Tokens of one role's cost, in either of the two forms in use."""
+    return int(parts.get("tokens", parts.get("prompt_tokens", 0) + parts.get("completion_tokens", 0)))
+
+
+def _totals(stages: Sequence[StageSummary]) -> Totals:
+    roles = add_costs([stage.cost for stage in stages if stage.status not in ("reused", "skipped")])
+    return Totals(
+        llm_calls=int(sum(parts.get("calls", 0) for parts in roles.values())),
+        tokens=sum(map(tokens_of, roles.values())),
+        usd=sum(parts.get("usd", 0) for parts in roles.values()),
+        by_role=roles,
+        rollouts=sum(stage.rollouts for stage in stages),
+    )
+
+
+def _rows(run_dir: Path, stage: _Stage) -> dict[str, Row]:
+    """Rows of an evaluate stage by task id, from its outputs, else from the journal."""
+    output = (stage.facts.get("outputs") or {}).get("rollouts") or {}
+    path = Path(output.get("path") or "rollouts.jsonl")
+    folder = run_dir / "stages" / stage.id / "outputs"
+    for file in (path, folder / path, run_dir / path, folder / path.name):
+        if file.is_file():
+            return read_rows(json.loads(line) for line in file.read_text("utf-8").splitlines() if line.strip())
+    return read_rows(stage.rollouts.values())
+
+
+def _prompt_changes(stage: _Stage) -> list[PromptChange]:
+    import difflib
+
+    found = []
+    for name, labels in stage.prompts.items():
+        if "best" not in labels:
+            continue
+        best = labels["best"]
+        seed_text = labels["seed"]["text"] if "seed" in labels else ""
+        lines = difflib.unified_diff(
+            seed_text.splitlines(), best["text"].splitlines(), f"{name} (before)", f"{name} (after)", lineterm="", n=3
+        )
+        change = PromptChange(
+            stage.id,
+            name,
+            seed_text,
+            best["text"],
+            "\n".join(lines),
+            bool(best.get("promoted")),
+            best.get("metrics") or {},
+        )
+        found.append(change)
+    return found
+
+
+def _paths(run_dir: Path, stages: Sequence[_Stage]) -> dict[str, str]:
+    names = ("report.html", "resolved.yaml", "lock.json", "journal.jsonl", "calls.jsonl")
+    paths = {name: str(run_dir / name) for name in names if (run_dir / name).exists()}
+    for stage in stages:
+        for file in sorted((run_dir / "stages" / stage.id / "outputs" / "prompts").glob("*.md")):
+            paths[f"prompt {file.stem}"] = str(file)
+    return paths
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not value:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(str(text) for text in value)
