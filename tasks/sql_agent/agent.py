@@ -1,0 +1,72 @@
+"""A SQL agent in the plain OpenAI SDK: it asks a model for a query, runs it read-only, and may repair a failing one.
+
+It knows nothing of lightningrun; any OpenAI-compatible endpoint will do.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any
+
+from openai import OpenAI
+
+from tasks.sql_agent.database import Database, QueryError
+
+MAX_RETRIES = 2
+MAX_ROWS_RETURNED = 20
+
+_FENCE = re.compile(r"```[ \t]*\w*[ \t]*\n?(.*?)```", re.DOTALL)
+_STATEMENT = re.compile(r"\b(?:SELECT|WITH)\b.*", re.DOTALL | re.IGNORECASE)
+
+
+def answer(question: str, prompts: dict[str, str], llm: dict[str, Any], database: str) -> dict[str, Any]:
+    """Answer one question about the database.
+
+    Args:
+        question: plain English.
+        prompts: ``system`` is the system prompt; its ``{schema}`` is replaced by the database's schema.
+        llm: ``base_url``, ``api_key`` and ``model`` of the endpoint.
+        database: path of the SQLite file.
+
+    Returns:
+        ``sql`` (the last query tried), ``rows`` (at most 20 of its result) or ``error``, and ``tries``.
+    """
+    db = _database(database)
+    messages = [
+        {"role": "system", "content": prompts["system"].replace("{schema}", db.schema)},
+        {"role": "user", "content": question},
+    ]
+    client = _client(llm["base_url"], llm["api_key"])
+    error = sql = ""
+    for tried in range(1 + MAX_RETRIES):
+        response = client.chat.completions.create(model=llm["model"], messages=messages)
+        reply = response.choices[0].message.content or ""
+        sql = extract_sql(reply)
+        try:
+            rows = db.query(sql).rows[:MAX_ROWS_RETURNED]
+            return {"sql": sql, "rows": [list(row) for row in rows], "tries": tried + 1}
+        except QueryError as failure:
+            error = str(failure)
+        messages += [
+            {"role": "assistant", "content": reply},
+            {"role": "user", "content": f"That query failed: {error}. Write a corrected query."},
+        ]
+    return {"sql": sql, "error": error, "tries": 1 + MAX_RETRIES}
+
+
+def extract_sql(reply: str) -> str:
+    """The query in a model's reply: the last fenced block that holds one, else from the first SELECT or WITH on."""
+    blocks = [block for block in _FENCE.findall(reply) if _STATEMENT.search(block)]
+    found = _STATEMENT.search(blocks[-1] if blocks else reply)
+    return found.group().strip().rstrip(";").strip() if found else ""
+
+
+@lru_cache(maxsize=8)
+def _client(base_url: str, api_key: str) -> OpenAI:
+    return OpenAI(base_url=base_url, api_key=api_key, max_retries=0)  # whoever serves base_url does the retrying
+
+
+@lru_cache(maxsize=8)
+def _database(path: str) -> Database:
+    return Database.open(path)
