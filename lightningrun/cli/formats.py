@@ -1,0 +1,60 @@
+"""Numbers as people read them: short, with units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def count(value: float) -> str:
+    """12345 -> '12.3k'."""
+    for bound, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= bound:
+            return f"{value / (1e3 if unit == 'k' else bound):.1f}{unit}"
+    return f"{value:,.0f}"
+
+
+def usd(value: float | None) -> str:
+    """Dollars to a sensible number of places; unknown prices say so."""
+    if value is None:
+        return "price unknown"
+    return f"${value:.2f}" if value >= 1 or value == 0 else f"${value:.4f}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def number(value: Any) -> str:
+    """A metric: floats to three places, the rest as they are."""
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def interval(low: Any, high: Any) -> str:
+    return f" [{number(low)}, {number(high)}]" if low is not None and high is not None else ""
+
+
+def plural(amount: int, noun: str) -> str:
+    return f"{amount:,} {noun}{'' if amount == 1 else 's'}"
+
+
+def spent(cost: Mapping[str, Mapping[str, Any]]) -> str:
+    """A stage's or run's ``role -> {calls, prompt_tokens, completion_tokens, usd}`` in one phrase."""
+    calls = sum(role.get("calls") or 0 for role in cost.values())
+    dollars = sum(role.get("usd") or 0 for role in cost.values())
+    return f"{plural(calls, 'call')}, {usd(dollars)}" if calls else "no calls"
+
+
+def headline(metrics: Mapping[str, Any]) -> str:
+    """The few metrics of a stage that matter in one line."""
+    if "seed_val" in metrics and "best_val" in metrics:
+        verdict = "promoted" if metrics.get("promoted") else "seed kept"
+        return f"val {number(metrics['seed_val'])} → {number(metrics['best_val'])}, {verdict}"
+    if "reward" in metrics:
+        return f"reward {number(metrics['reward'])}{interval(metrics.get('reward_low'), metrics.get('reward_high'))}"
+    shown = [f"{name} {number(value)}" for name, value in metrics.items() if isinstance(value, (int, float))]
+    return ", ".join(shown[:3])

@@ -1,0 +1,119 @@
+"""What several commands share: the recipe and its overrides, references to runs, and how to open them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from lightningrun.errors import UsageError
+
+if TYPE_CHECKING:
+    from lightningrun.runner import Experiment
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def looks_like_recipe(word: str) -> bool:
+    """Whether a word on the command line is meant as a recipe's path."""
+    return word.endswith((".yaml", ".yml")) or ("=" not in word and "/" in word)
+
+
+def recipe_argument(function: F) -> F:
+    """RECIPE [KEY=VALUE ...]"""
+    overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+    return click.argument("recipe", type=click.Path())(overrides(function))
+
+
+def runs_dir_option(function: F) -> F:
+    return click.option(
+        "--runs-dir",
+        type=click.Path(file_okay=False),
+        default="runs",
+        envvar="LIGHTNINGRUN_RUNS_DIR",
+        show_default=True,
+        help="Folder of runs, their cache and the default MLflow store.",
+    )(function)
+
+
+def json_option(help_text: str) -> Callable[[F], F]:
+    return click.option("--json", "as_json", is_flag=True, help=help_text)
+
+
+def selection_options(function: F) -> F:
+    """Which stages to run: the same for `run` and `plan`."""
+    for option in (
+        click.option("--no-cache", is_flag=True, help="Reuse nothing from earlier runs."),
+        click.option(
+            "--force", multiple=True, metavar="[=S]", help="Run again although cached: all stages, or --force=S only S."
+        ),
+        click.option("--only", metavar="S", help="Run only this stage."),
+        click.option("--until", metavar="S", help="Stop after this stage."),
+        click.option("--from", "start", metavar="S", help="Start at this stage."),
+    ):
+        function = option(function)
+    return function
+
+
+class OptionalForce(click.Command):
+    """A command whose `--force` takes a value only after `=`, so that it never swallows the next word."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, ["--force=*" if word == "--force" else word for word in args])
+
+
+def selection(start: str | None, until: str | None, only: str | None, force: Sequence[str], no_cache: bool) -> Any:
+    """The options above as keyword arguments of `Experiment.plan` and `.run`."""
+    names = frozenset(name for value in force for name in value.split(","))
+    return {
+        "start": start,
+        "until": until,
+        "only": only,
+        "force": True if "*" in names else names,
+        "no_cache": no_cache,
+    }
+
+
+def open_recipe(recipe: str, overrides: Sequence[str], runs_dir: str) -> Experiment:
+    """Load a recipe; raises UsageError for a word that is no override or a path that is no file."""
+    for word in overrides:
+        if "=" not in word:
+            raise UsageError(f"{word!r} is not an override", hint="write KEY=VALUE, for example seed=11")
+    require_file(recipe)
+    from lightningrun import runner
+
+    return runner.load(recipe, overrides, runs_dir=runs_dir)
+
+
+def require_file(recipe: str) -> None:
+    path = Path(recipe)
+    if path.is_file():
+        return
+    if path.is_dir():
+        raise UsageError("this is a folder; a recipe is a YAML file", where=recipe)
+    nearby = [str(other) for other in sorted([*Path().glob("*.yaml"), *Path("recipes").glob("*.yaml")])]
+    close = difflib.get_close_matches(recipe, nearby, n=1) or [name for name in nearby if Path(name).name == path.name]
+    raise UsageError(
+        "no such recipe", where=recipe, hint=f"did you mean '{close[0]}'?" if close else "see `lightningrun list`"
+    )
+
+
+def complete_runs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Shell completion of a RUN argument."""
+    folder = Path(ctx.params.get("runs_dir") or "runs")
+    names = sorted(path.parent.name for path in folder.glob("*/journal.jsonl"))
+    return [name for name in [*names, "latest"] if name.startswith(incomplete)]
+
+
+def run_argument(name: str = "run", **attributes: Any) -> Callable[[F], F]:
+    return click.argument(name, metavar=name.upper(), shell_complete=complete_runs, **attributes)
+
+
+def find_run(reference: str, runs_dir: str) -> Path:
+    """The folder of `latest`, a run's id, a unique beginning of one, or a folder."""
+    from lightningrun import runner
+
+    return runner.find_run(reference, Path(runs_dir))

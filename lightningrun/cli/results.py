@@ -1,0 +1,318 @@
+"""Commands that read runs and change nothing: `runs`, `show`, `logs`, `diff`, `compare`, `prompt`, `export`."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lightningrun.cli import options
+from lightningrun.cli.formats import count, duration, interval, number, usd
+from lightningrun.errors import UsageError
+
+if TYPE_CHECKING:
+    from lightningrun.tracking.summary import RunSummary
+
+COLUMNS = ("run", "status", "baseline", "final", "gain", "rollouts", "calls", "cost", "time")
+_NUMBERS = COLUMNS[2:]
+
+
+@click.command("runs", short_help="List runs, oldest first.")
+@options.runs_dir_option
+@options.json_option("As JSON.")
+def runs(runs_dir: str, as_json: bool) -> None:
+    """List the runs of a folder, oldest first, with what came of each."""
+    from lightningrun import runner
+    from lightningrun.tracking.summary import summarise
+
+    found = [summarise(path) for path in runner.list_runs(Path(runs_dir)) if (path / "journal.jsonl").is_file()]
+    if as_json:
+        click.echo(json.dumps([_brief(run) for run in found], indent=1, default=str))
+    elif not found:
+        click.echo(f"no run in {runs_dir}; start one: lightningrun RECIPE", err=True)
+    else:
+        _print_table([_row(run) for run in found])
+
+
+@click.command("show", short_help="The summary of a run.")
+@options.run_argument("run", required=False, default="latest")
+@options.runs_dir_option
+@options.json_option("Everything, as JSON.")
+def show(run: str, runs_dir: str, as_json: bool) -> None:
+    """Show what happened in RUN (default: the latest)."""
+    folder = _opened(run, runs_dir)
+    if as_json:
+        from lightningrun.tracking.summary import summarise
+
+        click.echo(json.dumps(summarise(folder).to_json(), indent=1, ensure_ascii=False, default=str))
+    else:
+        from lightningrun.cli import summaries
+
+        summaries.show_run(folder)
+
+
+@click.command("logs", short_help="What a run, or one stage of it, said.")
+@options.run_argument("run", required=False, default="latest")
+@click.argument("stage", required=False, metavar="[STAGE]")
+@options.runs_dir_option
+def logs(run: str, stage: str | None, runs_dir: str) -> None:
+    """Print RUN's events with their times, then the log files of its stages (or of STAGE alone)."""
+    from lightningrun.cli.progress import describe
+    from lightningrun.files import read_journal
+
+    folder = _opened(run, runs_dir)
+    stages = sorted(path.name for path in (folder / "stages").glob("*"))
+    if stage is not None and stage not in stages:
+        close = difflib.get_close_matches(stage, stages, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"stages are {', '.join(stages) or 'none yet'}"
+        raise UsageError(f"no stage {stage!r} in {folder.name}", hint=hint)
+    for _, event in read_journal(folder / "journal.jsonl"):
+        if stage is None or event.get("stage") == stage:
+            clock = time.strftime("%H:%M:%S", time.localtime(event["ts"]))
+            for style, line in describe(event, verbose=True):
+                click.secho(f"{clock} {line}", fg="red" if "red" in style else None)
+    for name in [stage] if stage else stages:
+        for path in sorted((folder / "stages" / name / "logs").glob("*")):
+            if path.is_file() and path.stat().st_size:
+                click.secho(f"== {name}/{path.name}", bold=True)
+                click.echo(path.read_text("utf-8", "replace").rstrip("\n"))
+
+
+@click.command("diff", short_help="What differs between two runs: recipe, prompts, metrics.")
+@options.run_argument("a")
+@options.run_argument("b")
+@options.runs_dir_option
+def diff(a: str, b: str, runs_dir: str) -> None:
+    """Compare runs A and B: their resolved recipes, the prompts they ended with, and their metrics."""
+    from lightningrun.tracking.summary import summarise
+
+    one, two = _opened(a, runs_dir), _opened(b, runs_dir)
+    old, new = dict(_flatten(_resolved(one))), dict(_flatten(_resolved(two)))
+    click.secho("recipe", bold=True)
+    _print_changes(old, new)
+    click.secho("prompts", bold=True)
+    before, after = _prompts(one)[0], _prompts(two)[0]
+    if before == after:
+        click.echo("  the same")
+    for name in [*before, *(name for name in after if name not in before)]:
+        _print_diff(_unified(before.get(name, ""), after.get(name, ""), f"{one.name}/{name}", f"{two.name}/{name}"))
+    click.secho("metrics", bold=True)
+    _print_changes(_metrics(summarise(one)), _metrics(summarise(two)))
+
+
+@click.command("compare", short_help="Compare runs side by side.")
+@options.run_argument("references", nargs=-1, required=True)
+@click.option(
+    "--format", "style", type=click.Choice(["table", "md", "json", "html"]), default="table", show_default=True
+)
+@options.runs_dir_option
+def compare(references: tuple[str, ...], style: str, runs_dir: str) -> None:
+    """Compare two or more runs: scores with intervals, spending, and where their recipes differ."""
+    from lightningrun.tracking.summary import summarise
+
+    folders = [_opened(reference, runs_dir) for reference in references]
+    if len(folders) < 2:
+        raise UsageError("compare needs two runs or more", hint="`lightningrun runs` lists them")
+    found = [summarise(folder) for folder in folders]
+    varying = _varying(folders)
+    rows = [_row(run) | {key: number(values[i]) for key, values in varying.items()} for i, run in enumerate(found)]
+    if style == "json":
+        briefs = [_brief(run) | {"differs": {k: v[i] for k, v in varying.items()}} for i, run in enumerate(found)]
+        click.echo(json.dumps(briefs, indent=1, ensure_ascii=False, default=str))
+    elif style == "table":
+        _print_table([{column: row[column] for column in COLUMNS} for row in rows])
+        if varying:
+            click.secho("\nwhere their recipes differ", bold=True)
+            labels = _labels(found)
+            _print_table([{"key": key} | dict(zip(labels, map(number, v), strict=True)) for key, v in varying.items()])
+    else:
+        click.echo(_markdown(rows) if style == "md" else _html(rows))
+
+
+@click.command("prompt", short_help="Print the best prompt of a run.")
+@options.run_argument("run", required=False, default="latest")
+@click.option("--name", help="Which prompt, when there are several.")
+@click.option("--diff", "as_diff", is_flag=True, help="As a diff from the prompt that the run began with.")
+@options.runs_dir_option
+@options.json_option("All prompts, by name.")
+def prompt(run: str, name: str | None, as_diff: bool, runs_dir: str, as_json: bool) -> None:
+    """Print the prompt that RUN (default: the latest) ended with: its text and nothing else."""
+    folder = _opened(run, runs_dir)
+    best, seed, note = _prompts(folder)
+    if name is not None:
+        if name not in best:
+            raise UsageError(f"no prompt {name!r} in {folder.name}", hint=f"there is {', '.join(best) or 'none'}")
+        best = {name: best[name]}
+    if note:
+        click.echo(note, err=True)
+    if as_json:
+        click.echo(json.dumps(best, indent=1, ensure_ascii=False))
+    elif as_diff:
+        for key, text in best.items():
+            _print_diff(_unified(seed.get(key, ""), text, f"{key} (before)", f"{key} (after)"), indent="")
+    elif len(best) != 1:
+        raise UsageError(f"{folder.name} has {len(best)} prompts", hint=f"--name one of {', '.join(best)}, or --json")
+    else:
+        click.echo(next(iter(best.values())).rstrip("\n"))
+
+
+@click.command("export", short_help="Print a recipe that reproduces a run.")
+@options.run_argument("run", required=False, default="latest")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write it to a file.")
+@options.runs_dir_option
+def export(run: str, output: Path | None, runs_dir: str) -> None:
+    """Print one self-contained recipe that reproduces RUN: everything resolved, prompts inlined."""
+    folder = _opened(run, runs_dir)
+    text = f"# reproduces {folder.name}; run it from {_cwd(folder)}\n{_read_resolved(folder)}"
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        output.write_text(text, "utf-8")
+
+
+def _opened(reference: str, runs_dir: str) -> Path:
+    folder = options.find_run(reference, runs_dir)
+    if not (folder / "journal.jsonl").is_file():
+        raise UsageError("this run has no journal: it ended before it began", where=str(folder))
+    return folder
+
+
+def _cwd(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / "lock.json").read_text("utf-8"))["cwd"])
+    except (OSError, ValueError, KeyError):
+        return "the folder of its agent"
+
+
+def _read_resolved(folder: Path) -> str:
+    try:
+        return (folder / "resolved.yaml").read_text("utf-8")
+    except OSError as error:
+        raise UsageError(f"no resolved recipe: {error.strerror}", where=str(folder)) from None
+
+
+def _resolved(folder: Path) -> dict[str, Any]:
+    import yaml
+
+    return dict(yaml.safe_load(_read_resolved(folder)) or {})
+
+
+def _prompts(folder: Path) -> tuple[dict[str, str], dict[str, str], str]:
+    """(prompts that ship, prompts at the start, a note if the search's winner was not promoted)."""
+    from lightningrun.tracking.summary import summarise
+
+    declared = _resolved(folder).get("agent", {}).get("prompts") or {}
+    seed = {name: p if isinstance(p, str) else p.get("text") or "" for name, p in declared.items()}
+    run, best = summarise(folder), dict(seed)
+    for stage in run.stages:
+        for output in stage.outputs.values():
+            if output.get("kind") == "prompts" and output.get("value"):
+                best.update(output["value"])
+    kept = [change.name for change in run.prompts if not change.promoted and change.best != change.seed]
+    note = f"note: the search's {', '.join(kept)} did not win beyond chance; this is the prompt it began with"
+    return best, seed, note if kept else ""
+
+
+def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _flatten(inner, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
+
+
+def _varying(folders: list[Path]) -> dict[str, list[Any]]:
+    """Recipe keys whose values are not the same in all runs; long texts as their first words."""
+    flat = [dict(_flatten(_resolved(folder))) for folder in folders]
+    keys = dict.fromkeys(key for one in flat for key in one)
+    found = {key: [_short(one.get(key, "(absent)")) for one in flat] for key in keys}
+    raw = {key: [one.get(key) for one in flat] for key in keys}
+    return {key: found[key] for key in keys if any(value != raw[key][0] for value in raw[key])}
+
+
+def _short(value: Any) -> Any:
+    text = str(value)
+    return value if len(text) <= 40 else f"{' '.join(text.split())[:37]}..."
+
+
+def _print_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    changed = [key for key in [*old, *(key for key in new if key not in old)] if old.get(key) != new.get(key)]
+    for key in changed:
+        before, after = (number(_short(side[key])) if key in side else "(absent)" for side in (old, new))
+        click.echo(f"  {key}: {before} → {after}")
+    if not changed:
+        click.echo("  the same")
+
+
+def _metrics(run: RunSummary) -> dict[str, Any]:
+    return {f"{stage.id}.{name}": value for stage in run.stages for name, value in stage.metrics.items()}
+
+
+def _unified(before: str, after: str, old: str, new: str) -> list[str]:
+    return list(difflib.unified_diff(before.splitlines(), after.splitlines(), old, new, lineterm=""))
+
+
+def _print_diff(lines: list[str], indent: str = "  ") -> None:
+    colors = {"+": "green", "-": "red", "@": "cyan"}
+    for line in lines:
+        click.secho(f"{indent}{line}", fg=colors.get(line[:1]))
+
+
+def _row(run: RunSummary) -> dict[str, str]:
+    """A run as one line of a table."""
+    head, totals = run.headline, run.totals
+    scores = {"baseline": "", "final": "", "gain": ""}
+    if head is not None:
+        for name in ("baseline", "final"):
+            value = getattr(head, name)
+            scores[name] = "" if value is None else number(value)
+        scores["gain"] = "" if head.gain is None else f"{head.gain:+.3f}{interval(head.low, head.high)}"
+    spent = {"rollouts": count(totals.rollouts), "calls": count(totals.llm_calls), "cost": usd(totals.usd)}
+    return {"run": run.run, "status": run.status, **scores, **spent, "time": duration(run.duration_s)}
+
+
+def _brief(run: RunSummary) -> dict[str, Any]:
+    """A run as the JSON of `runs` and `compare`."""
+    record = run.to_json()
+    kept = ("run", "name", "status", "path", "started_at", "duration_s", "headline", "totals", "notes")
+    return {name: record[name] for name in kept} | {"metrics": _metrics(run)}
+
+
+def _labels(found: list[RunSummary]) -> list[str]:
+    """Short names of runs that still tell them apart."""
+    tails = [run.run.rsplit("-", 1)[-1] for run in found]
+    return tails if len(set(tails)) == len(tails) else [run.run for run in found]
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    from lightningrun.cli import summaries
+
+    table = summaries.grid(*rows[0], right=_NUMBERS, fold="run")
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    summaries.console().print(table)
+
+
+def _markdown(rows: list[dict[str, str]]) -> str:
+    cells = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return "\n".join(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |" for line in cells)
+
+
+def _html(rows: list[dict[str, str]]) -> str:
+    from html import escape
+
+    head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
+    body = "\n".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row.values()) + "</tr>" for row in rows)
+    style = "body{font:15px system-ui;margin:2em}td,th{padding:.3em .8em;border-bottom:1px solid #ccc;text-align:left}"
+    page = (
+        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Runs compared</title>\n<style>{style}</style>'
+    )
+    return f"{page}\n<table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></html>"
+
+
+COMMANDS = (runs, show, logs, diff, compare, prompt, export)

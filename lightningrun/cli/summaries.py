@@ -1,0 +1,215 @@
+"""A run's summary on the terminal, and tables of runs. rich is imported here only, when something is shown."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightningrun.cli.formats import count, duration, headline, interval, number, plural, usd
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from lightningrun.tracking.comparison import Headline
+    from lightningrun.tracking.summary import RunSummary, StageSummary
+
+MAX_WIDTH = 120
+_STATUS_STYLES = {
+    "succeeded": "green",
+    "reused": "green",
+    "failed": "bold red",
+    "killed": "red",
+    "interrupted": "yellow",
+}
+
+
+def console() -> Console:
+    """Standard output; a file or a pipe gets 100 columns and no colours."""
+    from rich.console import Console
+
+    plain = Console(highlight=False, markup=False, emoji=False)
+    width = min(plain.width, MAX_WIDTH) if sys.stdout.isatty() else 100
+    return Console(highlight=False, markup=False, emoji=False, width=width)
+
+
+def grid(*headings: str, right: Sequence[str] = (), fold: str = "") -> Table:
+    """An unboxed table. ``right`` names columns of numbers; ``fold`` the one that gives way when space is short."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_header=any(headings))
+    for heading in headings:
+        justify: Any = "right" if heading in right else "left"
+        table.add_column(heading, justify=justify, overflow="fold", no_wrap=heading != fold)
+    return table
+
+
+def show_run(run_dir: Path, mirror: Any = None) -> None:
+    """Everything that a person wants to know of a run, on one screen."""
+    from lightningrun.tracking.summary import summarise
+
+    run = summarise(run_dir)
+    out = console()
+    _show_title(out, run)
+    if run.headline is not None:
+        _show_headline(out, run.headline)
+    _show_stages(out, run)
+    for change in run.prompts:
+        verdict = "promoted" if change.promoted else "NOT promoted: the seed stays"
+        out.print(f"\nprompt {change.name!r}, {verdict} by {change.stage}", style="bold")
+        _show_diff(out, change.diff)
+    _show_tags(out, run)
+    _show_costs(out, run)
+    _show_paths(out, run, mirror)
+
+
+def _show_title(out: Console, run: RunSummary) -> None:
+    from rich.text import Text
+
+    out.rule(style="dim")
+    title = Text.assemble((run.name, "bold"), "  ", (run.status, _STATUS_STYLES.get(run.status, "")))
+    title.append(f" in {duration(run.duration_s)}" + (f", {plural(run.attempts, 'sitting')}" * (run.attempts > 1)))
+    out.print(title)
+    for note in run.notes:
+        out.print(f"note: {note}", style="bold yellow")
+    for warning in run.warnings:
+        out.print(f"warning: {warning}", style="yellow")
+    if run.error and run.status != "succeeded":
+        out.print(run.error, style="red")
+
+
+def _show_headline(out: Console, head: Headline) -> None:
+    table = grid("", "", "")
+    if head.baseline is not None:
+        where = f"{head.baseline_stage or 'seed prompt'} on {head.split}"
+        table.add_row("baseline", number(head.baseline) + interval(head.baseline_low, head.baseline_high), where)
+    if head.final is not None:
+        where = f"{head.final_stage or 'best prompt'} on {head.split}, {plural(head.n, 'row')}"
+        table.add_row("final", number(head.final) + interval(head.final_low, head.final_high), where)
+    if head.gain is not None:
+        sure = "" if head.low is None else " (95%, paired)"
+        clear = head.low is not None and head.low > 0
+        gain = f"{head.gain:+.3f}{interval(head.low, head.high)}"
+        note = "confirmed" if clear else "not clear of 0"
+        table.add_row("gain", gain, f"{note}{sure}", style="bold green" if clear else "bold yellow")
+    out.print()
+    out.print(table)
+
+
+def _show_stages(out: Console, run: RunSummary) -> None:
+    from rich.text import Text
+
+    table = grid(
+        "", "stage", "status", "result", "calls", "cost", "time", right=("calls", "cost", "time"), fold="result"
+    )
+    for stage in run.stages:
+        calls = sum(int(role.get("calls") or 0) for role in stage.cost.values())
+        dollars = sum(role.get("usd") or 0 for role in stage.cost.values())
+        fresh = stage.status not in ("reused", "skipped", "pending")
+        table.add_row(
+            str(stage.ordinal),
+            stage.id,
+            Text(stage.status, _STATUS_STYLES.get(stage.status, "")),
+            _result(stage),
+            count(calls) if fresh else "",
+            usd(dollars) if fresh else "",
+            duration(stage.duration_s) if fresh else "",
+        )
+    out.print()
+    out.print(table)
+
+
+def _result(stage: StageSummary) -> str:
+    if stage.error:
+        return stage.error.splitlines()[0]
+    if stage.status in ("skipped", "pending"):
+        return stage.reason
+    return headline(stage.metrics) + (f" ({stage.reason})" if stage.status == "reused" else "")
+
+
+def _show_diff(out: Console, diff: str) -> None:
+    if not diff:
+        out.print("  no change", style="dim")
+    for line in diff.splitlines():
+        style = "dim" if line.startswith(("---", "+++", "@@")) else {"+": "green", "-": "red"}.get(line[:1], "")
+        out.print(f"  {line}", style=style or None, soft_wrap=not out.is_terminal)
+
+
+def _show_tags(out: Console, run: RunSummary) -> None:
+    head = run.headline
+    before = run.stage(head.baseline_stage) if head else None
+    after = run.stage(head.final_stage) if head else None
+    if after is None:
+        return
+    tags = [name[4:-7] for name in after.metrics if name.startswith("tag.") and name.endswith(".reward")]
+    if not tags:
+        return
+    table = grid("tag", "rows", "baseline", "final", "gain", right=("rows", "baseline", "final", "gain"))
+    for tag in tags:
+        final = after.metrics[f"tag.{tag}.reward"]
+        base = before.metrics.get(f"tag.{tag}.reward") if before else None
+        gain = f"{final - base:+.3f}" if isinstance(base, (int, float)) and isinstance(final, (int, float)) else ""
+        rows = str(after.metrics.get(f"tag.{tag}.n", ""))
+        table.add_row(tag, rows, "" if base is None else number(base), number(final), gain)
+    out.print()
+    out.print(table)
+
+
+def _show_costs(out: Console, run: RunSummary) -> None:
+    from lightningrun.tracking.summary import tokens_of
+
+    if not run.totals.by_role:
+        return
+    table = grid("role", "calls", "tokens", "cost", right=("calls", "tokens", "cost"))
+    for role, parts in run.totals.by_role.items():
+        table.add_row(role, count(parts.get("calls", 0)), count(tokens_of(parts)), usd(parts.get("usd")))
+    if len(run.totals.by_role) > 1:
+        totals = run.totals
+        table.add_row("all", count(totals.llm_calls), count(totals.tokens), usd(totals.usd), style="bold")
+    out.print()
+    out.print(table)
+
+
+def _show_paths(out: Console, run: RunSummary, mirror: Any) -> None:
+    table = grid("", "", fold="")
+    table.add_row("run", shorten(run.path))
+    if "report.html" in run.paths:
+        table.add_row("report", shorten(run.paths["report.html"]))
+    for name, path in run.paths.items():
+        if name.startswith("prompt "):
+            table.add_row(name, shorten(path))
+    for line in mirror_lines(mirror or run.mirror):
+        table.add_row("mlflow", line)
+    out.print()
+    out.print(table)
+    elsewhere = "" if run.path.parent == Path("runs").absolute() else f" --runs-dir {shorten(run.path.parent)}"
+    commands = ["prompt", "show", "logs"] if run.status == "succeeded" else ["resume", "logs"]
+    shown = [f"lightningrun {command} {run.run}{elsewhere}" for command in commands]
+    out.print(f"next: {shown[0]}", *(f"\n      {text}" for text in [*shown[1:], f"lightningrun ui{elsewhere}"]), sep="")
+
+
+def _as_mapping(mirror: Any) -> Mapping[str, Any]:
+    import dataclasses
+
+    return dataclasses.asdict(mirror) if dataclasses.is_dataclass(mirror) and not isinstance(mirror, type) else {}
+
+
+def mirror_lines(mirror: Any) -> list[str]:
+    if not mirror:
+        return []
+    lines = []
+    if mirror.get("emitted") is not None:
+        lines.append(f"{mirror.get('stored', 0):,} of {mirror['emitted']:,} records stored in {mirror.get('uri', '')}")
+    if mirror.get("deep_link"):
+        lines.append(str(mirror["deep_link"]))
+    if mirror.get("note"):
+        lines.append(str(mirror["note"]))
+    return lines
+
+
+def shorten(path: str | Path) -> str:
+    """A path relative to the current folder where it lies inside it."""
+    path = Path(path)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
