@@ -24,7 +24,10 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from lightningrun.types import StageResult
 
 
 class ExitCode(enum.IntEnum):
@@ -150,9 +153,13 @@ class ModelError(StageFailed):
 
 
 class GateNotMet(LightningError):
-    """A stage's gate was evaluated and says no."""
+    """A stage's gate was evaluated and says no. ``result`` is what the stage found: its outputs and metrics stand."""
 
     exit_code = ExitCode.GATE_NOT_MET
+
+    def __init__(self, message: str, *, result: StageResult | None = None, where: str = "", hint: str = "") -> None:
+        super().__init__(message, where=where, hint=hint)
+        self.result = result
 
 
 class Missing(LightningError):
