@@ -1,0 +1,485 @@
+"""Events of the journal, told to MLflow.
+
+    run_started    -> experiment, parent run, params, seed prompts in the registry
+    stage_started  -> child run ``<ordinal>-<stage>``; a resumed stage is a fresh child, the old one is KILLED
+    metric         -> ``log_batch`` with steps on the child
+    rollout        -> trace under the child (all of an evaluation; of a search a sample and every failure)
+    prompt         -> version in the registry, found again by its digest; alias ``best-<run>`` on what was shipped
+    run_finished   -> ``final/*`` metrics, a note with the headline, the status
+    (end)          -> files of the run as artifacts
+
+Everything is written so that telling it twice changes nothing. What MLflow refuses for its content (a name it does
+not like, a text too long) is noted in ``refused`` and left out; that it is not reachable is raised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.tracing.client import TracingClient
+from mlflow.tracking import MlflowClient
+
+from lightningrun.files import digest
+from lightningrun.tracking import traces
+from lightningrun.tracking.store import preparing, sqlite_file
+from lightningrun.tracking.summary import RunSummary, holder_alive, summarise
+from lightningrun.types import Rollout, RolloutStatus
+
+MAX_PARAMS = 20
+TRACES_AT_ONCE = 50
+_WAIT_AND_RETRY = {401, 403, 408, 429}
+_STATUS = {"succeeded": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+
+
+class Translator:
+    """Hears events in order; ``flush`` sends what was gathered. While not ``live`` it only learns the story so far."""
+
+    def __init__(self, run_dir: Path, uri: str, experiment: str, runs_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.run = run_dir.name
+        self.hex = self.run.rsplit("-", 1)[-1]
+        self.live = True
+        self.refused: list[str] = []
+        self._recipe = _read(run_dir / "resolved.yaml")
+        self._lock = _read(run_dir / "lock.json")
+        with preparing(uri):
+            self._client = MlflowClient(uri)
+            self.experiment_id = self._experiment(uri, experiment)
+        self._tracing = TracingClient(uri)
+        self._calls = traces.CallLog(run_dir / "calls.jsonl")
+        self._runs: dict[str, Run] = self._find_runs()
+        self._runs_dir = runs_dir
+        self._swept = False
+        self._name = str(self._recipe.get("name") or "run")
+        self._finished = False
+        self._last_ms = 0
+        self._types: dict[str, str] = {}
+        self._children: dict[str, str] = {}
+        self._open: set[str] = set()
+        self._metrics: dict[str, list[Metric]] = {}
+        self._rollouts: list[tuple[Mapping[str, Any], str]] = []
+        self._groups: Counter[tuple[str, str, str]] = Counter()
+        self._prompt_sets: dict[str, Mapping[str, str]] = {}
+        self._versions: dict[tuple[str, str], int] = {}
+        self._seen_splits: set[tuple[str, str]] = set()
+        self._stored_traces = 0
+        self._seeds = {n: str(p.get("text") or "") for n, p in (self._at("agent", "prompts") or {}).items()}
+
+    @property
+    def run_id(self) -> str | None:
+        """The parent run's id in MLflow, None before it exists."""
+        parent = self._runs.get("0")
+        return str(parent.info.run_id) if parent is not None else None
+
+    def hear(self, event: Mapping[str, Any]) -> None:
+        self._last_ms = int(event["ts"] * 1000)
+        handler: Callable[[Mapping[str, Any]], None] | None = getattr(self, f"_on_{event['kind']}", None)
+        if handler is not None:
+            handler(event)
+
+    # ---------------------------------------------------------------- runs
+
+    def _on_run_started(self, event: Mapping[str, Any]) -> None:
+        self._name = event["name"]
+        self._remember_prompts(self._seeds)
+        if self.live:
+            self._parent(event)
+            self._sweep()
+            for name, text in self._seeds.items():
+                self._register(name, text, "seed", {})
+
+    def _on_run_resumed(self, event: Mapping[str, Any]) -> None:
+        self._finished = False
+        self._recipe = _read(self.run_dir / "resolved.yaml")
+        for stage in list(self._open):
+            self._end_child(stage, "KILLED")
+        if self.live and self.run_id is not None:
+            self._client.update_run(self.run_id, status="RUNNING")
+            self._sweep()
+
+    def _on_run_finished(self, event: Mapping[str, Any]) -> None:
+        self._finished = True
+        if not self.live or self.run_id is None:
+            return
+        self.flush()
+        summary = summarise(self.run_dir)
+        self._log(self.run_id, _final_metrics(summary))
+        note = _note(summary)
+        self._ask(lambda: self._client.set_tag(self.run_id, "mlflow.note.content", note))
+        self._ask(lambda: self._client.set_experiment_tag(self.experiment_id, "mlflow.note.content", f"Latest: {note}"))
+        self.flush()
+        self._client.set_terminated(self.run_id, _STATUS.get(event["status"], "FAILED"), self._last_ms)
+
+    def _on_stage_started(self, event: Mapping[str, Any]) -> None:
+        stage = event["stage"]
+        if stage in self._open:
+            self._end_child(stage, "KILLED")
+        self._types[stage] = event["type"]
+        self._open.add(stage)
+        self._child(event, {"lightningrun.attempt": str(event.get("attempt", 1))})
+
+    def _on_stage_reused(self, event: Mapping[str, Any]) -> None:
+        self._types[event["stage"]] = event["type"]
+        self._child(event, {"lightningrun.reused": event.get("reason") or "true"})
+        self._stage_metrics(event)
+        self._end_child(event["stage"], "FINISHED")
+
+    def _on_stage_finished(self, event: Mapping[str, Any]) -> None:
+        stage = event["stage"]
+        self._stage_metrics(event)
+        if self.live and event.get("error") and stage in self._children:
+            error = str(event["error"])[:2000]
+            self._ask(lambda: self._client.set_tag(self._children[stage], "lightningrun.error", error))
+        self._end_child(stage, _STATUS.get(event["status"], "FAILED"))
+
+    def _parent(self, event: Mapping[str, Any]) -> None:
+        tags = {"lightningrun.level": "recipe", "lightningrun.recipe": event.get("recipe_digest", "")}
+        tags["lightningrun.notes"] = "; ".join(event.get("notes") or ())
+        commit = self._at("git", "commit", source=self._lock)
+        if commit:
+            tags["mlflow.source.git.commit"] = str(commit)
+        run = self._create_run("0", f"{self._name}-{self.hex}", tags)
+        params = [Param(k, v) for k, v in self._params().items() if k not in run.data.params]
+        self._ask(lambda: self._client.log_batch(run.info.run_id, params=params))
+
+    def _child(self, event: Mapping[str, Any], tags: dict[str, str]) -> None:
+        key = str(event["seq"])
+        stage = event["stage"]
+        if self.live:
+            level = {"lightningrun.level": "stage", "lightningrun.stage": stage, "lightningrun.type": event["type"]}
+            parent = {"mlflow.parentRunId": self.run_id or ""}
+            run = self._create_run(key, f"{event['ordinal']}-{stage}", {**level, **tags, **parent})
+            config = {k: v for k, v in _flat(self._at("stages", stage) or {}).items() if k not in run.data.params}
+            params = [Param(k, v) for k, v in list(config.items())[:MAX_PARAMS]]
+            self._ask(lambda: self._client.log_batch(run.info.run_id, params=params))
+        if key in self._runs:
+            self._children[stage] = str(self._runs[key].info.run_id)
+
+    def _create_run(self, seq: str, name: str, tags: Mapping[str, str]) -> Run:
+        if seq not in self._runs:
+            with contextlib.suppress(Exception):
+                tags = {"mlflow.user": getpass.getuser(), **tags}
+            identity = {"lightningrun.run_id": self.run, "lightningrun.seq": seq}
+            tags = {k: v[:5000] for k, v in {**tags, **identity, "mlflow.source.name": "lightningrun"}.items() if v}
+            self._runs[seq] = self._client.create_run(self.experiment_id, self._last_ms, tags, name)
+        return self._runs[seq]
+
+    def _end_child(self, stage: str, status: str) -> None:
+        self._open.discard(stage)
+        if self.live and stage in self._children:
+            self.flush()
+            self._client.set_terminated(self._children[stage], status, self._last_ms)
+
+    def _find_runs(self) -> dict[str, Run]:
+        query = f"tags.`lightningrun.run_id` = '{self.run}'"
+        return {run.data.tags["lightningrun.seq"]: run for run in self._search(query)}
+
+    def _search(self, query: str) -> list[Run]:
+        found: list[Run] = []
+        token = None
+        while True:
+            batch = self._client.search_runs([self.experiment_id], query, ViewType.ACTIVE_ONLY, 500, page_token=token)
+            found += batch
+            token = batch.token
+            if not token:
+                return found
+
+    def _experiment(self, uri: str, name: str) -> str:
+        for _ in range(2):
+            known = self._client.get_experiment_by_name(name)
+            if known is not None:
+                if known.lifecycle_stage == "deleted":
+                    self._client.restore_experiment(known.experiment_id)
+                return str(known.experiment_id)
+            file = sqlite_file(uri)
+            folder = (file.parent / "artifacts" / re.sub(r"[^\w.-]", "_", name)).as_uri() if file else None
+            with contextlib.suppress(MlflowException):
+                return str(self._client.create_experiment(name, artifact_location=folder))
+        raise MlflowException(f"experiment {name!r} can neither be found nor created")
+
+    def _sweep(self) -> None:
+        """Close what killed runners left RUNNING. A run counts as dead if neither runner nor exporter of it lives."""
+        if self._swept:
+            return
+        self._swept = True
+        for run in self._search("attributes.status = 'RUNNING'"):
+            id = run.data.tags.get("lightningrun.run_id", "")
+            folder = self._runs_dir / id
+            if not id or id == self.run or not (folder / "journal.jsonl").is_file():
+                continue
+            if not holder_alive(folder / ".lock") and not holder_alive(folder / ".mirror.lock"):
+                self._client.set_terminated(run.info.run_id, "KILLED")
+
+    def close(self, *, dead: bool) -> None:
+        """After the last event: the run's files, and KILLED for what a dead runner left open."""
+        self.flush()
+        self._calls.close()
+        if self.run_id is None:
+            return
+        if dead and not self._finished:
+            for stage in list(self._open):
+                self._end_child(stage, "KILLED")
+            self._client.set_terminated(self.run_id, "KILLED", self._last_ms)
+        for name in ("recipe.yaml", "resolved.yaml", "lock.json", "report.html"):
+            if (self.run_dir / name).is_file():
+                path = str(self.run_dir / name)
+                self._ask(lambda path=path: self._client.log_artifact(self.run_id, path))  # type: ignore[misc]
+
+    # ---------------------------------------------------------------- metrics
+
+    def _on_metric(self, event: Mapping[str, Any]) -> None:
+        self._child_metrics(event["stage"], event["values"], int(event["step"]))
+
+    def _on_candidate(self, event: Mapping[str, Any]) -> None:
+        self._remember_prompts(event.get("prompts") or {})
+        if event.get("val"):
+            self._child_metrics(event["stage"], {"candidate/val_reward": event["val"]["mean"]}, int(event["id"]))
+
+    def _stage_metrics(self, event: Mapping[str, Any]) -> None:
+        self._child_metrics(event["stage"], event.get("metrics") or {}, 0)
+        cost = {
+            f"cost/{role}/{name}": value
+            for role, parts in (event.get("cost") or {}).items()
+            for name, value in parts.items()
+        }
+        self._child_metrics(event["stage"], cost, 0)
+
+    def _child_metrics(self, stage: str, values: Mapping[str, Any], step: int) -> None:
+        if self.live and stage in self._children:
+            self._log(self._children[stage], values, step)
+
+    def _log(self, run_id: str, values: Mapping[str, Any], step: int = 0) -> None:
+        usable = {_key(name): float(v) for name, v in values.items() if isinstance(v, (int, float))}
+        metrics = [Metric(name, value, self._last_ms, step) for name, value in usable.items()]
+        self._metrics.setdefault(run_id, []).extend(metrics)
+
+    def flush(self) -> None:
+        """Send the metrics and traces gathered so far."""
+        for run_id, metrics in self._metrics.items():
+            for start in range(0, len(metrics), 900):
+                part = metrics[start : start + 900]
+                self._ask(lambda part=part, run_id=run_id: self._client.log_batch(run_id, metrics=part))  # type: ignore[misc]
+        self._metrics.clear()
+        for start in range(0, len(self._rollouts), TRACES_AT_ONCE):
+            self._store_traces(self._rollouts[start : start + TRACES_AT_ONCE])
+        self._rollouts.clear()
+
+    def take_trace_count(self) -> int:
+        """Traces stored since this was last asked."""
+        count, self._stored_traces = self._stored_traces, 0
+        return count
+
+    # ---------------------------------------------------------------- rollouts
+
+    def _on_rollout(self, event: Mapping[str, Any]) -> None:
+        stage, record = event["stage"], event["rollout"]
+        wanted = self._wanted(stage, record)
+        if not self.live or stage not in self._children:
+            return
+        if (stage, record["split"]) not in self._seen_splits:
+            self._seen_splits.add((stage, record["split"]))
+            self._log_dataset(self._children[stage], record["split"])
+        if wanted:
+            self._rollouts.append((event, self._children[stage]))
+
+    def _wanted(self, stage: str, record: Mapping[str, Any]) -> bool:
+        """Whether a rollout becomes a trace: decided by the journal alone, so that a repeat decides the same."""
+        if self._types.get(stage) == "evaluate":
+            return True
+        policy = self._at("tracking", "traces") or {}
+        group = (stage, record["key"].split("/")[0], record["split"])
+        self._groups[group] += 1
+        failed = record["status"] != RolloutStatus.SUCCEEDED.value or not record["score"]
+        return self._groups[group] <= int(policy.get("per_step", 8)) or (
+            policy.get("failures", "all") == "all" and failed
+        )
+
+    def _log_dataset(self, run_id: str, split: str) -> None:
+        source = str((self._at("task", "data") or {}).get(split) or split)
+        known = self._at("digests", "data", source=self._lock)
+        text = (known.get(split) if isinstance(known, Mapping) else known) or digest(source)
+        dataset = Dataset(f"{self._name}-{split}", str(text)[:36], "local", json.dumps({"uri": source}))
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", split)])]
+        self._ask(lambda: self._client.log_inputs(run_id, inputs))
+
+    def _store_traces(self, batch: list[tuple[Mapping[str, Any], str]]) -> None:
+        """One write a trace for its info and feedback, one for the spans of all."""
+        spans = []
+        for event, run_id in batch:
+            rollout = Rollout.from_json(event["rollout"])
+            prompts = rollout.key.split("/")[0]
+            tags = {
+                "lightningrun.run_id": self.run,
+                "lightningrun.seq": str(event["seq"]),
+                "lightningrun.stage": rollout.stage,
+                "lightningrun.split": rollout.split,
+                "lightningrun.task": rollout.task_id,
+                "lightningrun.status": rollout.status.value,
+                "lightningrun.prompts": prompts,
+            }
+            linked = self._linked(prompts)
+            if linked:
+                tags["mlflow.linkedPrompts"] = json.dumps(linked)
+            info, made = traces.build(
+                rollout,
+                self._calls.read(rollout.call_refs),
+                id=traces.trace_id(self.run, event["seq"]),
+                experiment_id=self.experiment_id,
+                run_id=run_id,
+                tags=tags,
+            )
+            if self._ask(lambda info=info: self._tracing.start_trace(info)):  # type: ignore[misc]
+                spans += made
+                self._stored_traces += 1
+        self._ask(lambda: self._tracing.log_spans(self.experiment_id, spans))
+
+    # ---------------------------------------------------------------- prompts
+
+    def _on_prompt(self, event: Mapping[str, Any]) -> None:
+        if not self.live or event["label"] not in ("seed", "best"):
+            return
+        name, text = event["name"], event["text"]
+        promoted = bool(event.get("promoted"))
+        facts = {f"lightningrun.{k}": str(v) for k, v in (event.get("metrics") or {}).items()}
+        version = self._register(name, text, event["label"], facts)
+        if event["label"] != "best" or version is None:
+            return
+        if not promoted:
+            version = self._register(name, self._seeds.get(name, text), "seed", {})
+        self._ask(lambda: self._client.set_prompt_alias(self._prompt_name(name), f"best-{self.hex}", version))
+
+    def _register(self, name: str, text: str, label: str, facts: Mapping[str, str]) -> int | None:
+        """The version of this text in the registry, made if it is new there."""
+        key = (name, text)
+        if key not in self._versions:
+            version = self._ask(lambda: self._find_version(name, text) or self._new_version(name, text, label, facts))
+            if version is None:
+                return None
+            self._versions[key] = version
+        return self._versions[key]
+
+    def _new_version(self, name: str, text: str, label: str, facts: Mapping[str, str]) -> int:
+        tags = {
+            "lightningrun.digest": digest(text),
+            "lightningrun.label": label,
+            "lightningrun.run_id": self.run,
+            **facts,
+        }
+        words = f"{label} prompt of {self._name}, run {self.run}"
+        return int(self._client.register_prompt(self._prompt_name(name), text, words, tags).version)
+
+    def _find_version(self, name: str, text: str) -> int | None:
+        query = f"name = '{self._prompt_name(name)}' AND tag.`mlflow.prompt.is_prompt` = 'true'"
+        query += f" AND tag.`lightningrun.digest` = '{digest(text)}'"
+        found = self._client.search_model_versions(query, max_results=10)
+        return min((int(version.version) for version in found), default=None)
+
+    def _prompt_name(self, name: str) -> str:
+        return re.sub(r"[^\w.-]", "_", f"{self._name}-{name}")
+
+    def _remember_prompts(self, prompts: Mapping[str, str]) -> None:
+        self._prompt_sets[digest(dict(prompts))[:12]] = prompts
+
+    def _linked(self, prompts: str) -> list[dict[str, str]]:
+        texts = self._prompt_sets.get(prompts) or {}
+        versions = {name: self._versions.get((name, text)) for name, text in texts.items()}
+        return [{"name": self._prompt_name(n), "version": str(v)} for n, v in versions.items() if v is not None]
+
+    # ---------------------------------------------------------------- asking
+
+    def _ask(self, call: Callable[[], Any]) -> Any:
+        """Make a call that MLflow may refuse for its content: then it is noted, and None is returned.
+
+        Raises MlflowException if the server is not well or not there: the batch is then told again later.
+        """
+        try:
+            return call()
+        except MlflowException as error:
+            status = error.get_http_status_code()
+            if not 400 <= status < 500 or status in _WAIT_AND_RETRY:
+                raise
+            self.refused.append(f"refused by MLflow: {error.message}"[:300])
+            return None
+
+    def _at(self, *keys: str, source: Any = None) -> Any:
+        value: Any = self._recipe if source is None else source
+        for key in keys:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
+
+    def _params(self) -> dict[str, str]:
+        """The handful of settings by which runs are told apart."""
+        wanted = {
+            "seed": self._at("seed"),
+            "agent": self._at("agent", "entrypoint") or self._at("agent", "command"),
+            "reward": self._at("reward", "function"),
+            "stages": ", ".join(self._at("stages") or {}),
+        }
+        for role, model in (self._at("models") or {}).items():
+            wanted[f"models.{role}"] = f"{model.get('provider')}:{model.get('name')}"
+        wanted.update({f"vars.{name}": value for name, value in _flat(self._at("vars") or {}).items()})
+        return {_key(k): str(v)[:500] for k, v in list(wanted.items())[:MAX_PARAMS] if v not in (None, "")}
+
+
+def _final_metrics(summary: RunSummary) -> dict[str, float | None]:
+    head = summary.headline
+    return {
+        "final/baseline": head.baseline if head else None,
+        "final/reward": head.final if head else None,
+        "final/gain": head.gain if head else None,
+        "final/gain_low": head.low if head else None,
+        "final/gain_high": head.high if head else None,
+        "final/cost_usd": summary.totals.usd,
+        "final/llm_calls": summary.totals.llm_calls,
+        "final/tokens": summary.totals.tokens,
+    }
+
+
+def _note(summary: RunSummary) -> str:
+    """Headline first: MLflow folds a note after four lines."""
+    head = summary.headline
+    lines = [f"**{summary.name}** {summary.status}"]
+    if head is not None and head.gain is not None and head.baseline is not None and head.final is not None:
+        lines[0] += f": {head.baseline:.3f} → {head.final:.3f} on {head.split}, gain {head.gain:+.3f}"
+        if head.low is not None and head.high is not None:
+            lines[0] += f" (95% interval {head.low:+.3f} to {head.high:+.3f})"
+    elif head is not None and head.final is not None:
+        lines[0] += f": reward {head.final:.3f}"
+    lines += [
+        *summary.notes,
+        f"Cost ${summary.totals.usd:.4f}, {summary.totals.llm_calls} LLM calls, run {summary.run}",
+    ]
+    return "\n\n".join(lines)
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, entry in value.items():
+        if isinstance(entry, Mapping):
+            flat.update(_flat(entry, f"{prefix}{name}."))
+        elif entry is not None:
+            flat[_key(prefix + str(name))] = str(entry)[:500]
+    return flat
+
+
+def _key(name: str) -> str:
+    """A metric or param name that MLflow takes."""
+    return re.sub(r"[^\w.\-/ ]", "_", name)[:250]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, yaml.YAMLError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
