@@ -1,0 +1,59 @@
+# What a developer does, by name. `make` alone lists it. PYTHON=python3.10 chooses the interpreter of .venv.
+fits := import sys, ensurepip, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do $$p -c '$(fits)' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup demo test test-slow lint format schema bench clean
+
+help:
+	@echo 'make setup      .venv with lightningrun and everything to develop it'
+	@echo 'make demo       setup, then repair the SQL agent: no key, no GPU, no network'
+	@echo 'make test       the fast tests'
+	@echo 'make test-slow  kills, faults and whole runs'
+	@echo 'make lint       ruff, formatting, types'
+	@echo 'make format     let ruff rewrite what it can'
+	@echo 'make schema     lightningrun.schema.json, after a change to the recipe language'
+	@echo 'make bench      speed beside a bare loop of calls and a peer'
+	@echo 'make clean      remove what was built (runs/ stays)'
+
+setup: $(STAMP)
+
+# A .venv of another Python than PYTHON is made anew; otherwise pip only adds what changed.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n '$(PYTHON)' || { echo 'error: needs Python 3.10, 3.11 or 3.12 with venv; name one: make PYTHON=...' >&2; exit 2; }
+	@version='import sys; print(*sys.version_info[:2])'; \
+	test "$$($(BIN)/python -c "$$version" 2>/dev/null)" = "$$($(PYTHON) -c "$$version")" || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/lightningrun recipes/sql_agent.yaml
+
+test: setup
+	$(BIN)/python -m pytest -m 'not slow' -n $(WORKERS)
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow -n $(WORKERS) --timeout 900
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+schema: setup
+	$(BIN)/lightningrun schema -o lightningrun.schema.json
+
+bench: setup
+	$(BIN)/python bench/rollouts.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,149 @@
+"""The house: imports only go down, in no circle, and heavy packages stay in their rooms."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "lightningrun"
+
+FLOORS = {
+    0: ("errors", "types", "files"),
+    1: ("recipe", "dataset", "secrets"),
+    2: ("models", "gateway", "agents", "reward", "tracking"),
+    3: ("rollouts", "stages"),
+    4: ("runner", "planning", "execution", "prepared", "provenance", "runfolder"),
+    5: ("cli", "__main__"),
+}
+FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
+
+SIDEWAYS = {("gateway", "models"), ("recipe", "secrets"), ("dataset", "recipe"), ("stages", "rollouts")}
+"""Rooms of one floor that may know each other: the gateway serves models; a dataset is described by a recipe."""
+
+HEAVY = {
+    "mlflow": {"tracking"},
+    "litellm": {"models"},
+    "openai": {"models"},
+    "aiohttp": {"models", "gateway"},
+    "rich": {"cli"},
+    "pandas": {"tracking"},
+    "matplotlib": {"tracking"},
+    "torch": set(),
+    "ray": set(),
+    "click": {"cli"},
+}
+"""Package -> the rooms that may import it, anywhere in a function or at the top."""
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        inside = path.relative_to(PACKAGE)
+        if inside.parts[0] != "templates":
+            yield ".".join(("lightningrun", *inside.with_suffix("").parts)).removesuffix(".__init__"), path
+
+
+def imports(module: str, path: Path) -> Iterator[tuple[str, int, bool]]:
+    """``(imported module or module.name, line, seen by type checkers only)``, at any depth of the file."""
+    tree = ast.parse(path.read_text("utf-8"))
+    guarded = [
+        node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    typing_only = {id(inner) for node in guarded for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno, id(node) in typing_only) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parent = module if path.name == "__init__.py" else module.rpartition(".")[0]
+            base = ".".join(parent.split(".")[: len(parent.split(".")) - node.level + 1]) if node.level else ""
+            source = ".".join(filter(None, (base, node.module)))
+            for alias in node.names:
+                yield f"{source}.{alias.name}", node.lineno, id(node) in typing_only
+
+
+MODULES = dict(modules())
+
+
+def known(name: str) -> str:
+    """The module of ours that a dotted name lies in."""
+    while name not in MODULES:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room(module) for module in MODULES} - {""} <= set(FLOOR_OF), "a new room: give it a floor in FLOORS"
+
+
+def test_imports_only_go_down() -> None:
+    wrong = []
+    for module, path in MODULES.items():
+        for name, line, _ in imports(module, path):
+            if name.split(".")[0] != "lightningrun" or not room(module):
+                continue
+            here, there = room(module), room(known(name))
+            if not there or here == there or (here, there) in SIDEWAYS:
+                continue
+            allowed_level = FLOOR_OF[here] >= 4  # the runner's own files and the CLI's are one room each
+            if FLOOR_OF[there] > FLOOR_OF[here] or (FLOOR_OF[there] == FLOOR_OF[here] and not allowed_level):
+                wrong.append(f"{path.relative_to(PACKAGE)}:{line}: {here} (floor {FLOOR_OF[here]}) imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_circles() -> None:
+    """Not by imports inside functions, nor between the modules of one room (type annotations may point back there)."""
+    graph: dict[str, set[str]] = {module: set() for module in MODULES}
+    for module, path in MODULES.items():
+        for name, _, typing_only in imports(module, path):
+            if name.split(".")[0] != "lightningrun" or known(name) == "lightningrun":
+                continue
+            if not (typing_only and room(module) == room(known(name))):
+                graph[module].add(known(name))
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, "a circle: " + " -> ".join((*trail[trail.index(module) :], module))
+        if module not in done:
+            for other in sorted(graph[module] - {module}):
+                visit(other, (*trail, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("package", HEAVY)
+def test_heavy_packages_stay_in_their_rooms(package: str) -> None:
+    found = [
+        f"{path.relative_to(PACKAGE)}:{line}"
+        for module, path in MODULES.items()
+        for name, line, _ in imports(module, path)
+        if name.split(".")[0] == package and room(module) not in HEAVY[package]
+    ]
+    assert not found, f"{package} is imported outside {HEAVY[package]}: {found}"
+
+
+def test_no_pickles() -> None:
+    """Nothing of ours reads pickles: what was saved is data, not code."""
+    found = [
+        f"{path.relative_to(PACKAGE)}:{line}"
+        for module, path in MODULES.items()
+        for name, line, _ in imports(module, path)
+        if name.split(".")[0] in ("pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve")
+    ]
+    assert not found
+
+
+def test_the_core_stays_readable_in_an_afternoon() -> None:
+    """The core is everything but the stages; five thousand lines is about what one person reads in an afternoon."""
+    lines = {module: len(path.read_text("utf-8").splitlines()) for module, path in MODULES.items()}
+    core = sum(count for module, count in lines.items() if room(module) != "stages")
+    assert core < 7000, f"the core has {core} lines"
+    longest = max(lines, key=lambda module: lines[module])
+    assert lines[longest] < 500, f"{longest} has {lines[longest]} lines: split it"
