@@ -1,0 +1,49 @@
+"""The stage types: one room each, and one table of them.
+
+``specs()`` imports only the rooms' light ``config`` modules. A package adds a type by an entry point of the group
+``lightningrun.stages`` whose name is the type and whose object is a ``StageSpec``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import EntryPoint, entry_points
+
+from lightningrun.errors import UsageError
+from lightningrun.stages.base import StageSpec
+
+ROOMS: dict[str, str] = {
+    "evaluate": "lightningrun.stages.evaluate.config",
+    "apo": "lightningrun.stages.apo.config",
+}
+ENTRY_POINTS = "lightningrun.stages"
+
+
+def specs() -> dict[str, StageSpec]:
+    """Every stage type by name, ours first. Raises UsageError naming the plugin that is broken."""
+    table: dict[str, StageSpec] = {name: importlib.import_module(module).SPEC for name, module in ROOMS.items()}
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name in table:
+            raise UsageError(f"the stage type {point.name!r} of {_origin(point)} exists already", hint="uninstall one")
+        table[point.name] = _plugin(point)
+    return table
+
+
+def _plugin(point: EntryPoint) -> StageSpec:
+    try:
+        spec = point.load()
+    except Exception as error:
+        raise UsageError(
+            f"the stage type {point.name!r} of {_origin(point)} cannot be imported: {type(error).__name__}: {error}",
+            hint="repair or uninstall that package",
+        ) from error
+    if not isinstance(spec, StageSpec) or spec.type != point.name:
+        raise UsageError(
+            f"the stage type {point.name!r} of {_origin(point)} is not a StageSpec of that name",
+            hint=f"let {point.value!r} be a lightningrun.stages.base.StageSpec with type={point.name!r}",
+        )
+    return spec
+
+
+def _origin(point: EntryPoint) -> str:
+    return f"package {point.dist.name}" if point.dist else point.value

@@ -1,0 +1,209 @@
+"""Options of the ``apo`` stage, its plan-time checks and its forecast. The defaults are the settings measured best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from lightningrun.recipe.model import Config, StageConfig
+from lightningrun.stages.base import Forecast, StageSpec
+from lightningrun.types import ArtifactKind
+
+if TYPE_CHECKING:
+    from lightningrun.recipe.model import Recipe
+
+
+class ReflectionConfig(Config):
+    """What the coach is shown."""
+
+    batch: int = Field(default=8, ge=1, description="Failures shown for one proposal")
+    source: Literal["failures"] = "failures"
+    pool: Literal["parent"] = Field(default="parent", description="All that is known of the parent on train")
+    dedupe_by: Literal["feedback", "none"] = Field(default="feedback", description="Show different feedbacks first")
+    max_trace_tokens: int = Field(default=4000, ge=50, description="Longest trace of one failure; the middle is cut")
+
+
+class AcceptanceConfig(Config):
+    """Whether a proposal is worth scoring on all of val."""
+
+    batch: int = Field(default=8, ge=1, description="Training rows on which parent and child are compared")
+    source: Literal["uniform"] = Field(default="uniform", description="Failures only would let any child pass by luck")
+    rule: Literal["strict_improvement", "no_worse"] = "strict_improvement"
+
+
+class ParentConfig(Config):
+    """Which candidate is improved next."""
+
+    strategy: Literal["epsilon_greedy", "pareto", "current_best"] = "epsilon_greedy"
+    epsilon: float = Field(default=0.2, ge=0, le=1)
+
+
+class ProposalsConfig(Config):
+    """How many proposals are in flight together: more is faster, and a little less sample-efficient."""
+
+    parents: int = Field(default=1, ge=1)
+    per_parent: int = Field(default=1, ge=1)
+
+
+class GuardsConfig(Config):
+    """What a proposed prompt must satisfy before a rollout is spent on it."""
+
+    placeholders: Literal["reject", "ignore"] = Field(default="reject", description="One that the seed has and it lost")
+    leak_ngram: int = Field(default=8, ge=0, description="Words in a row quoted from a gold answer; 0: not checked")
+    leak_fields: list[str] = Field(default=["sql", "answer", "gold", "expected", "output", "target"])
+    max_prompt_tokens: int = Field(default=2000, ge=1, description="Estimated at four characters a token")
+    dedupe: bool = True
+
+
+class ConfirmConfig(Config):
+    """How the winner is shown to be better than the seed, beyond chance and beyond the search's own luck."""
+
+    mode: Literal["corrected", "sealed", "fresh", "none"] = "corrected"
+    alpha: float = Field(default=0.1, gt=0, lt=1)
+    on_inconclusive: Literal["keep_seed", "ship_winner"] = "keep_seed"
+
+
+class ApoBudget(Config):
+    """Upper bounds that hold for the whole stage, confirmation and test comparison included."""
+
+    max_rollouts: int = Field(default=500, ge=1)
+    max_coach_calls: int | None = Field(default=100, ge=1)
+    max_llm_calls: int | None = Field(default=None, ge=1)
+    max_cost_usd: float | None = Field(default=None, gt=0)
+    timeout_s: float | None = Field(default=None, gt=0, description="The batch in flight is finished")
+
+
+class StopConfig(Config):
+    """When to stop before the budget is spent."""
+
+    score: float = Field(default=1.0, description="A val mean that cannot or need not be improved")
+    patience: int = Field(default=15, ge=1, description="Candidates scored on val without a new best")
+    stall_proposals: int = Field(default=20, ge=1, description="Proposals in a row that were not accepted")
+
+
+class ReportConfig(Config):
+    """The comparison of seed and winner on rows that the search never saw."""
+
+    split: str | None = Field(
+        default=None,
+        description="null: the split named 'test' if there is one and it costs at most a quarter of max_rollouts; "
+        "a name: that split, always; 'none': no comparison",
+    )
+
+
+class ApoConfig(StageConfig):
+    """Automatic prompt optimisation: rewrite prompts from failures, keep what is shown to be better."""
+
+    type: Literal["apo"] = "apo"
+    algorithm: Literal["reflective"] = "reflective"
+    optimize: list[str] = Field(default=[], description="Names in agent.prompts; empty: all of them, together")
+    component_selector: Literal["all", "round_robin"] = "all"
+    coach: str = Field(default="coach", description="A role in `models`")
+    coach_temperature: float | None = Field(default=None, ge=0, description="null: the role's own")
+    train: str = "train"
+    val: str = "val"
+    samples: int = Field(default=1, ge=1, description="Rollouts a row, averaged")
+    reflection: ReflectionConfig = ReflectionConfig()
+    acceptance: AcceptanceConfig = AcceptanceConfig()
+    parent: ParentConfig = ParentConfig()
+    proposals: ProposalsConfig = ProposalsConfig()
+    guards: GuardsConfig = GuardsConfig()
+    confirm: ConfirmConfig = ConfirmConfig()
+    budget: ApoBudget = ApoBudget()
+    stop: StopConfig = StopConfig()
+    report: ReportConfig = ReportConfig()
+
+    def roles(self) -> tuple[tuple[str, str], ...]:
+        return (("coach", self.coach),)
+
+    def splits(self) -> tuple[tuple[str, str], ...]:
+        report = self.report.split
+        named = (("report.split", report),) if report and report != "none" else ()
+        return (("train", self.train), ("val", self.val), *named)
+
+    def sealed_rows(self, val_rows: int) -> int:
+        """Val rows set aside for the confirmation: a third, in `sealed` mode."""
+        return val_rows // 3 if self.confirm.mode == "sealed" else 0
+
+    def confirm_cost(self, val_rows: int) -> int:
+        """Rollouts that the confirmation takes at most."""
+        if self.confirm.mode == "sealed":
+            return 2 * self.sealed_rows(val_rows) * self.samples
+        return val_rows * self.samples if self.confirm.mode == "fresh" else 0
+
+    def least_search(self, train_rows: int, val_rows: int) -> int:
+        """Rollouts of the smallest search: the seed on val, one proposal against its parent, and that on val."""
+        batch = min(self.acceptance.batch, train_rows)
+        return 2 * self.samples * (val_rows - self.sealed_rows(val_rows) + batch)
+
+    def report_split(self, rows: Mapping[str, int]) -> str:
+        """The split of the final comparison, '' for none."""
+        name = self.report.split
+        if name is None:
+            fits = 8 * rows.get("test", 0) * self.samples <= self.budget.max_rollouts
+            return "test" if rows.get("test") and fits and "test" not in (self.train, self.val) else ""
+        return "" if name == "none" else name
+
+    def report_cost(self, rows: Mapping[str, int]) -> int:
+        """Rollouts of the final comparison: seed and winner on each row."""
+        return 2 * rows.get(self.report_split(rows), 0) * self.samples
+
+
+def forecast(config: ApoConfig, recipe: Recipe, rows: Mapping[str, int]) -> Forecast:
+    """Upper bounds of what the stage spends; errors for what makes it impossible."""
+    errors = _mistakes(config, recipe, rows)
+    warnings: list[str] = []
+    limit = config.budget.max_rollouts
+    train, val = rows.get(config.train, 0), rows.get(config.val, 0)
+    if train and val:
+        search, after = config.least_search(train, val), config.confirm_cost(val) + config.report_cost(rows)
+        if search + after > limit:
+            errors.append(
+                f"budget.max_rollouts={limit} is too small to do anything: the seed on {config.val}, one proposal and "
+                f"its confirmation need {search + after} rollouts ({search} to search, {after} to confirm and report)"
+            )
+        if config.confirm.mode == "corrected" and 0.5**val > config.confirm.alpha:
+            errors.append(f"{val} rows in {config.val!r} can never confirm a winner at alpha={config.confirm.alpha:g}")
+    if rows.get("test") and config.report.split is None and not config.report_split(rows):
+        warnings.append(
+            f"no comparison on test within the stage: {2 * rows['test'] * config.samples} rollouts are more than a "
+            f"quarter of budget.max_rollouts={limit} (report.split: test insists on it)"
+        )
+    coach_calls = config.budget.max_coach_calls
+    calls = {"policy": limit, config.coach: limit if coach_calls is None else coach_calls}
+    if config.coach == "policy":
+        calls = {"policy": limit + (limit if coach_calls is None else coach_calls)}
+    warnings.append("calls assume one LLM call a rollout: an agent that makes n calls needs n times as many")
+    return Forecast(rollouts=limit, calls=calls, warnings=tuple(warnings), errors=tuple(errors))
+
+
+def _mistakes(config: ApoConfig, recipe: Recipe, rows: Mapping[str, int]) -> list[str]:
+    known = recipe.agent.prompts
+    errors = [f"optimize: the agent has no prompt {name!r}" for name in config.optimize if name not in known]
+    if not known:
+        errors.append("the agent declares no prompts, so there is nothing to optimise: add agent.prompts")
+    if config.coach not in recipe.models:
+        errors.append(f"coach: no model has the role {config.coach!r}")
+    wanted = {"train": config.train, "val": config.val}
+    if config.report.split not in (None, "none"):
+        wanted["report.split"] = str(config.report.split)
+    errors += [f"{key}: the task has no split {name!r}" for key, name in wanted.items() if not rows.get(name)]
+    if len(set(wanted.values())) < len(wanted):
+        errors.append("train, val and report.split must be different splits")
+    if config.confirm.mode == "sealed" and rows.get(config.val) and config.sealed_rows(rows[config.val]) < 4:
+        errors.append(f"confirm.mode=sealed: a third of {rows[config.val]} val rows is too few to show anything")
+    return errors
+
+
+SPEC = StageSpec(
+    type="apo",
+    version=1,
+    summary="optimise prompts from failures, and confirm the winner",
+    config=ApoConfig,
+    consumes={"prompts": ArtifactKind.PROMPTS},
+    produces={"prompts": ArtifactKind.PROMPTS, "rollouts": ArtifactKind.ROLLOUTS, "metrics": ArtifactKind.METRICS},
+    entry="lightningrun.stages.apo.stage:run",
+    forecast=forecast,
+)

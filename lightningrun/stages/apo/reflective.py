@@ -1,0 +1,322 @@
+"""Reflective prompt search: rewrite from failures, accept on a uniform batch, keep what scores best on val.
+
+The loop is GEPA's (Agrawal et al., 2025) in its outline: a coach reads traces of failures and rewrites. It differs in
+what was measured to matter: the coach sees failures from all that is known of the parent, acceptance is on a uniform
+batch of training rows, and the parent is the best so far except in a share ``epsilon`` of cases.
+
+The search is a deterministic function of (config, seed, replies): a generation of proposals is planned together,
+evaluated together and decided in the order of its proposals, whatever came back first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lightningrun.errors import BudgetReached
+from lightningrun.stages.apo.candidates import Candidate, better, choose_parent
+from lightningrun.stages.apo.coach import Coach, Proposal
+from lightningrun.stages.apo.config import ApoConfig
+from lightningrun.stages.apo.evaluation import Evaluation, Job, jobs_for, means
+from lightningrun.stages.apo.guards import Guards
+from lightningrun.stages.apo.log import SearchLog
+from lightningrun.types import Rollout, Task
+
+Describe = Callable[[Rollout, Mapping[str, str]], str]
+"""Writes one failed rollout down for the coach; the mapping holds the prompts it ran with."""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One proposal on its way."""
+
+    index: int
+    """Counts from 1; also the id of the candidate that comes of it."""
+    parent: Candidate
+    components: list[str]
+    batch: list[Task]
+    rng: random.Random
+    proposal: Proposal | None = None
+    child: Candidate | None = None
+    verdict: str = "invalid"
+    reason: str = ""
+    acceptance: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a search ends with. ``pool`` holds the candidates scored on all of val, the seed first."""
+
+    pool: list[Candidate]
+    best: Candidate
+    proposals: int
+    stopped: str
+
+
+class Reflective:
+    """One search. ``run`` once."""
+
+    def __init__(
+        self,
+        config: ApoConfig,
+        seed: int,
+        prompts: Mapping[str, str],
+        optimize: Sequence[str],
+        train: Sequence[Task],
+        val: Sequence[Task],
+        best_score: float,
+        evaluation: Evaluation,
+        coach: Coach,
+        guards: Guards,
+        describe: Describe,
+        log: SearchLog,
+        out_of_time: Callable[[int], bool],
+    ) -> None:
+        self._config = config
+        self._seed = seed
+        self._optimize = list(optimize)
+        self._train = list(train)
+        self._val = list(val)
+        self._top = best_score
+        self._evaluation = evaluation
+        self._coach = coach
+        self._guards = guards
+        self._describe = describe
+        self._log = log
+        self._out_of_time = out_of_time
+        self._root = Candidate(0, dict(prompts))
+        self._best = self._root
+        self._pool = [self._root]
+        self._proposals = 0
+        self._unaccepted = 0
+        self._without_best = 0
+
+    async def run(self) -> Outcome:
+        """Search until something ends it. Raises BudgetReached only if not even the seed could be scored."""
+        jobs = self._val_jobs(self._root)
+        await self._evaluation.run(jobs)
+        self._root.val = self._evaluation.scores(jobs)
+        self._log_seed()
+        stopped = self._reason_to_stop()
+        while not stopped:
+            try:
+                stopped = await self._generation() or self._reason_to_stop()
+            except BudgetReached as reached:
+                stopped = str(reached)
+        self._log.info(f"search ended after {self._proposals} proposals: {stopped}")
+        return Outcome(self._pool, self._best, self._proposals, stopped)
+
+    def _reason_to_stop(self) -> str:
+        stop = self._config.stop
+        if self._best.val_mean >= min(stop.score, self._top):
+            return f"val reward {self._best.val_mean:.3f} reached stop.score"
+        if self._without_best >= stop.patience:
+            return f"{stop.patience} candidates on val without a new best (stop.patience)"
+        if self._unaccepted >= stop.stall_proposals:
+            return f"{stop.stall_proposals} proposals in a row were not accepted (stop.stall_proposals)"
+        if self._coach.calls_left < 1:
+            return "budget.max_coach_calls is spent"
+        if self._out_of_time(self._proposals):
+            self._log.clock_stopped(self._proposals)
+            return "budget.timeout_s is over"
+        return ""
+
+    async def _generation(self) -> str:
+        """Plan, propose, accept and score one generation. Returns why the search must end, or ''."""
+        attempts = self._plan()
+        if not attempts:
+            return "budget.max_rollouts: what is left does not pay for another proposal on val"
+        await self._evaluation.run(job for one in attempts for job in self._batch_jobs(one.parent, one))
+        for attempt in attempts:
+            if not await self._has_failures(attempt, attempts):
+                return "no failure of the parent on the training rows that could be paid for"
+        await self._propose(attempts)
+        await self._accept([one for one in attempts if one.child])
+        for attempt in attempts:
+            self._settle(attempt)
+        self._log_curve()
+        return ""
+
+    def _plan(self) -> list[Attempt]:
+        """As many proposals as the budget bears in the worst case: each accepted and scored on all of val."""
+        attempts: list[Attempt] = []
+        free = self._evaluation.budget.free
+        wanted = self._config.proposals.parents * self._config.proposals.per_parent
+        rng = random.Random(f"{self._seed}/parents/{self._proposals}")
+        parent = self._root
+        for number in range(int(min(wanted, self._coach.calls_left))):
+            if number % self._config.proposals.per_parent == 0:
+                strategy = self._config.parent
+                parent = choose_parent(self._pool, self._best, strategy.strategy, strategy.epsilon, rng)
+            attempt = self._attempt(self._proposals + 1, parent, free)
+            if attempt is None:
+                break
+            free -= self._worst_cost(attempt)
+            attempts.append(attempt)
+            self._proposals += 1
+        return attempts
+
+    def _attempt(self, index: int, parent: Candidate, free: int) -> Attempt | None:
+        """A proposal that ``free`` rollouts pay for; near the end on training rows that the parent has had already."""
+        rng = random.Random(f"{self._seed}/proposal/{index}")
+        size = min(self._config.acceptance.batch, len(self._train))
+        components = self._optimize
+        if self._config.component_selector == "round_robin":
+            components = [components[(index - 1) % len(components)]]
+        known = [task for task in self._train if not self._evaluation.missing(self._jobs(parent, [task]))]
+        for rows in (self._train, known):
+            if len(rows) >= size:
+                attempt = Attempt(index, parent, components, rng.sample(rows, size), rng)
+                if self._worst_cost(attempt) <= free:
+                    return attempt
+        return None
+
+    def _worst_cost(self, attempt: Attempt) -> int:
+        unpaid = len(self._evaluation.missing(self._batch_jobs(attempt.parent, attempt)))
+        return unpaid + (len(attempt.batch) + len(self._val)) * self._config.samples
+
+    async def _has_failures(self, attempt: Attempt, generation: Sequence[Attempt]) -> bool:
+        """Look at further training rows of a parent that has not failed yet, as far as they can be paid for."""
+        later = sum((len(one.batch) + len(self._val)) * self._config.samples for one in generation)
+        while not self._failures(attempt.parent):
+            fresh = [task for task in self._train if self._evaluation.missing(self._jobs(attempt.parent, [task]))]
+            more = self._jobs(attempt.parent, attempt.rng.sample(fresh, min(len(fresh), self._config.acceptance.batch)))
+            if not more or len(more) + later > self._evaluation.budget.free:
+                return False
+            await self._evaluation.run(more)
+        return True
+
+    def _failures(self, candidate: Candidate) -> list[Rollout]:
+        """All known rollouts of a candidate on training rows that could have scored better."""
+        known = self._evaluation.of(candidate, self._config.train)
+        return [one for one in known if one.status.scored and one.score is not None and one.score < self._top - 1e-9]
+
+    def _reflection(self, attempt: Attempt) -> list[Rollout]:
+        """The failures to show: the worse the likelier, different feedbacks first."""
+        pool = self._failures(attempt.parent)
+        rng = attempt.rng
+        luck = {one.key: rng.random() ** (1 / max(1e-6, self._top - (one.score or 0.0))) for one in pool}
+        drawn = sorted(pool, key=lambda one: luck[one.key], reverse=True)
+        if self._config.reflection.dedupe_by == "feedback":
+            firsts = {one.feedback: one.key for one in reversed(drawn)}
+            drawn.sort(key=lambda one: firsts[one.feedback] != one.key)
+        return drawn[: self._config.reflection.batch]
+
+    async def _propose(self, attempts: Sequence[Attempt]) -> None:
+        """Ask the coach for all proposals of a generation at once, then guard them in order."""
+        questions = []
+        for attempt in attempts:
+            current = {name: attempt.parent.prompts[name] for name in attempt.components}
+            shown = [self._describe(rollout, attempt.parent.prompts) for rollout in self._reflection(attempt)]
+            questions.append(self._coach.propose(attempt.index, current, shown))
+        answers = await asyncio.gather(*questions, return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        for attempt, answer in zip(attempts, answers, strict=True):
+            assert isinstance(answer, Proposal)
+            attempt.proposal = answer
+            self._guard(attempt, answer)
+
+    def _guard(self, attempt: Attempt, proposal: Proposal) -> None:
+        if proposal.problem:
+            attempt.reason = proposal.problem
+            return
+        prompts = {**attempt.parent.prompts, **proposal.texts}
+        objection = self._guards.objection(prompts, proposal.texts)
+        twin = self._guards.duplicate_of(prompts)
+        if objection:
+            attempt.reason = objection
+        elif twin is not None:
+            attempt.verdict, attempt.reason = "duplicate", f"the same as candidate {twin}"
+        else:
+            self._guards.remember(prompts, attempt.index)
+            attempt.child = Candidate(attempt.index, prompts, (attempt.parent.id,))
+
+    async def _accept(self, attempts: Sequence[Attempt]) -> None:
+        """Compare each child with its parent on the same rows; score those that pass on all of val."""
+        await self._evaluation.run(job for one in attempts for job in self._batch_jobs(self._child(one), one))
+        for attempt in attempts:
+            before, after, rows = means(
+                self._evaluation.scores(self._batch_jobs(attempt.parent, attempt)),
+                self._evaluation.scores(self._batch_jobs(self._child(attempt), attempt)),
+            )
+            attempt.acceptance = {"before": before, "after": after, "n": rows}
+            gain = after - before
+            passed = rows > 0 and (gain > 1e-9 or (self._config.acceptance.rule == "no_worse" and gain > -1e-9))
+            attempt.verdict = "accepted" if passed else "rejected"
+            attempt.reason = f"{before:.3f} -> {after:.3f} on {rows} training rows"
+        accepted = [one for one in attempts if one.verdict == "accepted"]
+        await self._evaluation.run(job for one in accepted for job in self._val_jobs(self._child(one)))
+        for attempt in accepted:
+            child = self._child(attempt)
+            child.val = self._evaluation.scores(self._val_jobs(child))
+
+    def _settle(self, attempt: Attempt) -> None:
+        """Book one decided proposal, in order."""
+        if attempt.verdict == "accepted":
+            child = self._child(attempt)
+            self._pool.append(child)
+            self._unaccepted = 0
+            self._without_best += 1
+            if better(child, self._best):
+                self._best = child
+                self._without_best = 0
+        else:
+            self._unaccepted += 1
+        self._log_attempt(attempt)
+
+    @staticmethod
+    def _child(attempt: Attempt) -> Candidate:
+        assert attempt.child is not None
+        return attempt.child
+
+    def _jobs(self, candidate: Candidate, tasks: Sequence[Task]) -> list[Job]:
+        return jobs_for(candidate, tasks, self._config.samples)
+
+    def _val_jobs(self, candidate: Candidate) -> list[Job]:
+        return self._jobs(candidate, self._val)
+
+    def _batch_jobs(self, candidate: Candidate, attempt: Attempt) -> list[Job]:
+        return self._jobs(candidate, attempt.batch)
+
+    def _log_seed(self) -> None:
+        spent = spend(self._evaluation, self._coach)
+        self._log.prompts(self._root, self._optimize, "seed")
+        self._log.candidate(self._root, self._root, self._optimize, "seed", "the prompts to start from", 0, spent)
+        self._log_curve()
+
+    def _log_attempt(self, attempt: Attempt) -> None:
+        child, proposal = attempt.child, attempt.proposal
+        if child is None:
+            texts = proposal.texts if proposal else {}
+            child = Candidate(attempt.index, {**attempt.parent.prompts, **texts}, (attempt.parent.id,))
+        self._log.candidate(
+            child,
+            attempt.parent,
+            attempt.components,
+            attempt.verdict,
+            attempt.reason,
+            self._best.id,
+            spend(self._evaluation, self._coach),
+            proposal,
+            attempt.acceptance,
+        )
+        if attempt.verdict == "accepted":
+            self._log.prompts(child, attempt.components, "candidate")
+
+    def _log_curve(self) -> None:
+        spent = spend(self._evaluation, self._coach)
+        self._log.emit("metric", step=spent["rollouts"], values={"val_reward": self._best.val_mean, **spent})
+
+
+def spend(evaluation: Evaluation, coach: Coach) -> dict[str, float]:
+    """What a search has spent so far."""
+    return {
+        "rollouts": evaluation.budget.spent,
+        "coach_calls": coach.calls,
+        "llm_calls": evaluation.llm_calls + coach.calls,
+        "usd": round(evaluation.cost_usd + coach.cost_usd, 9),
+    }

@@ -1,0 +1,170 @@
+"""A small world for the stages' tests: an engine, a model service and data, all in memory but for the real journal.
+
+They are real implementations of what a stage asks for: finished rollouts are emitted before they are returned and
+found again in the journal, the service numbers its calls and remembers answers by content, both can be told to answer
+in any order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from lightningrun.files import canonical_json, digest
+from lightningrun.rollouts.engine import RolloutRequest
+from lightningrun.stages.base import StageContext
+from lightningrun.tracking.journal import RunJournal
+from lightningrun.types import LLMCall, Rollout, RolloutStatus, Task
+
+
+def chance(*parts: object) -> float:
+    """A number in [0, 1) that depends on nothing but its arguments."""
+    text = "|".join(map(str, parts))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
+
+
+@dataclass
+class Answer:
+    """What one rollout yields."""
+
+    score: float | None
+    feedback: str = ""
+    status: RolloutStatus = RolloutStatus.SUCCEEDED
+    messages: list[dict[str, Any]] = field(default_factory=list)
+
+
+Student = Callable[[Mapping[str, str], Task, int], Answer]
+CoachReply = Callable[[str, int], str]
+"""(the question, how often the same question was asked before) -> the answer."""
+
+
+class WorldService:
+    """Calls in memory, answers remembered by content."""
+
+    def __init__(self, coach: CoachReply) -> None:
+        self.coach = coach
+        self.calls: list[LLMCall] = []
+        self.paid = 0
+        self.answers: dict[str, str] = {}
+        self.limits: tuple[Any, Mapping[str, int]] | None = None
+
+    def open_stage(self, stage: str, limits: Any = None, role_limits: Mapping[str, int] | None = None) -> None:
+        self.limits = (limits, role_limits or {})
+
+    def read(self, ref: int) -> LLMCall:
+        return self.calls[ref]
+
+    def record(self, role: str, owner: str, messages: list[dict[str, Any]], text: str) -> int:
+        response = {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]}
+        number = len(self.calls)
+        self.calls.append(LLMCall(str(number), role, role, "apo", owner, {"messages": messages}, response))
+        return number
+
+    def session(self, *, stage: str, owner: str, sample: int = 0, default_role: str = "policy") -> WorldSession:
+        return WorldSession(self, owner, sample)
+
+
+class WorldSession:
+    def __init__(self, service: WorldService, owner: str, sample: int) -> None:
+        self.service, self.owner, self.sample = service, owner, sample
+        self.refs: list[int] = []
+        self.cost_usd = 0.0
+
+    async def chat(self, body: dict[str, Any], *, role: str | None = None) -> dict[str, Any]:
+        question = "\n".join(message["content"] for message in body["messages"])
+        key = digest([body, self.sample])
+        if key not in self.service.answers:
+            self.service.paid += 1
+            self.service.answers[key] = self.service.coach(question, self.sample)
+        text = self.service.answers[key]
+        await asyncio.sleep(0)
+        self.refs.append(self.service.record(role or "", self.owner, body["messages"], text))
+        return dict(self.service.calls[self.refs[-1]].response or {})
+
+
+class WorldEngine:
+    """Runs the student; ``shuffle`` changes the order in which rollouts complete."""
+
+    def __init__(self, student: Student, service: WorldService, journal: RunJournal, shuffle: int = 0) -> None:
+        self.student, self.service, self.journal = student, service, journal
+        self.order = random.Random(shuffle) if shuffle else None
+        self.executed = 0
+        self.limit: Callable[[int], None] = lambda executed: None
+        self.memo = {
+            event["rollout"]["key"]: Rollout.from_json(event["rollout"])
+            for event in journal.events()
+            if event["kind"] == "rollout"
+        }
+
+    async def run(self, requests: Sequence[RolloutRequest], *, total: int | None = None) -> list[Rollout]:
+        order = list(requests)
+        if self.order:
+            self.order.shuffle(order)
+        done = {request.key: self._one(request) for request in order}
+        await asyncio.sleep(0)
+        return [done[request.key] for request in requests]
+
+    def _one(self, request: RolloutRequest) -> Rollout:
+        if request.key in self.memo:
+            return self.memo[request.key]
+        self.limit(self.executed)
+        self.executed += 1
+        task = request.task
+        answer = self.student(request.prompts, task, request.sample)
+        asked = [{"role": "user", "content": str(task.fields.get("q", task.id))}, *answer.messages]
+        ref = self.service.record("policy", request.key, asked, "an answer")
+        rollout = Rollout(
+            request.key, "apo", task.id, task.split, request.sample, answer.status, answer.score, answer.feedback,
+            call_refs=(ref,), llm_calls=1, tags=task.tags,
+        )  # fmt: skip
+        self.journal.emit("rollout", stage="apo", rollout=rollout.to_json())
+        self.memo[request.key] = rollout
+        return rollout
+
+
+def rows(split: str, count: int, **fields: Any) -> tuple[Task, ...]:
+    return tuple(
+        Task(f"{split}{i}", split, {"id": f"{split}{i}", "q": f"question {split}{i}", **fields}) for i in range(count)
+    )
+
+
+def context(
+    folder: Path,
+    config: Any,
+    prompts: Mapping[str, str],
+    splits: Mapping[str, Sequence[Task]],
+    student: Student,
+    coach: CoachReply = lambda question, again: "",
+    *,
+    seed: int = 0,
+    shuffle: int = 0,
+    reward_range: tuple[float, float] | None = None,
+    service: WorldService | None = None,
+) -> StageContext:
+    """A context over a real journal in ``folder``; opening the same folder again is a resume."""
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = RunJournal(folder / "journal.jsonl")
+    service = service or WorldService(coach)
+    outputs = folder / "outputs"
+    outputs.mkdir(exist_ok=True)
+    recipe = SimpleNamespace(
+        agent=SimpleNamespace(prompts=dict(prompts)),
+        models={"policy": None, "coach": None},
+        reward=SimpleNamespace(range=reward_range),
+        stages={},
+    )
+    data = SimpleNamespace(splits={name: SimpleNamespace(tasks=tuple(tasks)) for name, tasks in splits.items()})
+    engine = WorldEngine(student, service, journal, shuffle)
+    return StageContext(
+        "apo", config, recipe, seed, data, prompts, journal, engine, service, outputs, {}, {},  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def fingerprint(value: Any) -> str:
+    return canonical_json(value)
