@@ -1,0 +1,275 @@
+"""From a file and overrides to a checked recipe, or to one error with everything that is wrong with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightningrun.errors import Problem, RecipeError, UsageError
+from lightningrun.files import digest
+from lightningrun.recipe import checks, leaks
+from lightningrun.recipe.checks import Specs
+from lightningrun.recipe.compose import (
+    Composition,
+    KeyPath,
+    Setting,
+    apply_overrides,
+    compose_file,
+    compose_text,
+    dotted,
+    shown_path,
+)
+from lightningrun.recipe.interpolate import resolve
+from lightningrun.recipe.model import Recipe, StageConfig
+from lightningrun.recipe.source import Refused, read_text
+from lightningrun.recipe.suggest import did_you_mean
+from lightningrun.recipe.validate import validate
+from lightningrun.secrets import Masker
+
+_FROZEN_BYTES = 8 << 20
+"""A resolved recipe holds the text of its prompts, so it may be larger than one that people write."""
+_PROMPT_BYTES = 256 << 10
+_NOT_CONTENT = {"description", "vars", "tracking", "execution"}
+_MODEL_NOT_CONTENT = {"note", "concurrency", "timeout_s", "deadline_s", "retries", "price", "api_key_env"}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRecipe:
+    """A recipe that is right as far as can be known without running it, and where each of its values came from."""
+
+    recipe: Recipe
+    path: Path
+    resolved: dict[str, Any]
+    """Plain values: ``${...}`` filled in, prompt files read, data paths absolute. Needs no other file but the data."""
+    overrides: tuple[str, ...]
+    sources: tuple[Path, ...]
+    """Every recipe file that was read, the extended ones first."""
+    digest: str
+    """Of what can change a result: not of descriptions, tracking, workers or where files lie."""
+    composition: Composition
+
+    def why(self, key: str) -> list[Setting]:
+        """Every layer that set ``key``, in order: the last one won. One ``default`` if none did.
+
+        Raises UsageError if the recipe has no such key.
+        """
+        path, value = self._find(key)
+        found = self.composition.settings.get(path)
+        return list(found) if found else [Setting("default", 0, 0, 0, 0, value, self.path.parent, 0)]
+
+    def value(self, key: str) -> Any:
+        """The value of a dotted key, defaults included. Raises UsageError if the recipe has no such key."""
+        return self._find(key)[1]
+
+    def problem(self, key: str, message: str, hint: str = "") -> Problem:
+        """A problem located where the recipe sets ``key`` (dotted), or the nearest block around it."""
+        path = tuple(int(part) if part.isdecimal() else part for part in key.split(".")) if key else ()
+        return self.composition.problem(path, message, hint)
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as YAML, which loads as the same recipe."""
+        from lightningrun.recipe.dump import to_yaml
+
+        return to_yaml(self.resolved)
+
+    def _find(self, key: str) -> tuple[KeyPath, Any]:
+        path: KeyPath = ()
+        value: Any = self.recipe.model_dump(mode="json")
+        for part in key.split("."):
+            step: str | int = int(part) if isinstance(value, list) and part.isdecimal() else part
+            try:
+                value = value[step]
+            except (KeyError, IndexError, TypeError):
+                known = [dotted((*path, name)) for name in value] if isinstance(value, dict) else []
+                raise UsageError(f"no key '{key}' in the recipe", hint=did_you_mean(key, known)) from None
+            path = (*path, step)
+        return path, value
+
+
+def load(
+    path: Path | str,
+    overrides: Sequence[str] = (),
+    *,
+    specs: Specs,
+    environ: Mapping[str, str] | None = None,
+) -> LoadedRecipe:
+    """Read, compose, resolve and check the recipe at ``path``.
+
+    ``overrides`` are ``a.b.c=value``. ``specs`` are the stage types by name. ``environ`` (default: the process's) tells
+    which values are secret; ``${oc.env:NAME}`` always reads the process's own. Raises RecipeError with every problem.
+    """
+    path = Path(path)
+    composition = Composition(name=shown_path(path))
+    return _Loading(composition, path, overrides, specs, environ).run(lambda: compose_file(path, composition))
+
+
+def load_text(
+    text: str,
+    name: str,
+    overrides: Sequence[str] = (),
+    *,
+    specs: Specs,
+    environ: Mapping[str, str] | None = None,
+    base: Path | None = None,
+) -> LoadedRecipe:
+    """As ``load``, for a text that messages call ``name``; its relative paths start from ``base`` (default: cwd)."""
+    composition = Composition(name=name)
+    folder = base or Path.cwd()
+    loading = _Loading(composition, Path(name), overrides, specs, environ)
+    return loading.run(lambda: compose_text(text, name, folder, composition, _FROZEN_BYTES))
+
+
+class _Loading:
+    """The steps of one load. Each adds its problems to the composition and works with what the last one left."""
+
+    def __init__(
+        self,
+        composition: Composition,
+        path: Path,
+        overrides: Sequence[str],
+        specs: Specs,
+        environ: Mapping[str, str] | None,
+    ) -> None:
+        self.composition = composition
+        self.path = path
+        self.overrides = tuple(overrides)
+        self.specs = specs
+        self.masker = Masker.from_environ(os.environ if environ is None else environ)
+        self.wrong: set[KeyPath] = set()
+
+    def run(self, compose: Any) -> LoadedRecipe:
+        composition = self.composition
+        try:
+            compose()
+        except Refused as refused:
+            raise RecipeError([*self._sorted(), refused.problem]) from None
+        apply_overrides(composition, self.overrides, self.masker)
+        self.wrong |= leaks.find(composition.tree, composition.note, self.masker)
+        tree, failed = resolve(composition.tree, composition.note)
+        self.wrong |= failed
+        self.wrong |= leaks.find_leaked(composition.tree, tree, composition.note, self.masker)
+        self._unset(tree)
+        self._paths(tree)
+        recipe = self._validate(tree)
+        if composition.problems or recipe is None:
+            raise RecipeError(self._sorted())
+        tree.pop("vars", None)
+        sources = tuple(composition.sources)
+        return LoadedRecipe(recipe, self.path, tree, self.overrides, sources, _digest(recipe), composition)
+
+    def _unset(self, tree: dict[str, Any]) -> None:
+        """Defaults that are made of other values, and values that a base recipe left to be set."""
+        from lightningrun.recipe.interpolate import leaves
+
+        for path, value in leaves(tree):
+            if value == "???":
+                self.wrong.add(path)
+                self.composition.note(path, f"{dotted(path)}: left to be set ('???')", "set it here or as an override")
+        name, tracking = tree.get("name"), tree.get("tracking", {})
+        if isinstance(name, str) and isinstance(tracking, dict):
+            tree["tracking"] = {"experiment": name, **tracking}
+
+    def _paths(self, tree: dict[str, Any]) -> None:
+        """Make data paths absolute and read prompt files, relative to the layer that named them."""
+        data = tree.get("task", {}).get("data") if isinstance(tree.get("task"), dict) else None
+        if isinstance(data, dict):
+            for split, name in data.items():
+                path = ("task", "data", split)
+                if isinstance(name, str) and path not in self.wrong:
+                    data[split] = str(self._resolve_path(path, name))
+        prompts = tree.get("agent", {}).get("prompts") if isinstance(tree.get("agent"), dict) else None
+        if isinstance(prompts, dict):
+            for name, prompt in prompts.items():
+                if isinstance(prompt, str):
+                    prompts[name] = {"text": prompt}
+                elif isinstance(prompt, dict):
+                    self._read_prompt(("agent", "prompts", name), prompt)
+
+    def _resolve_path(self, path: KeyPath, name: str) -> Path:
+        setting = self.composition.setting(path)
+        base = setting.base if setting else Path.cwd()
+        return Path(os.path.abspath(base / os.path.expanduser(name)))
+
+    def _read_prompt(self, path: KeyPath, prompt: dict[str, Any]) -> None:
+        name = prompt.get("file")
+        if not isinstance(name, str) or prompt.get("text") is not None or (*path, "file") in self.wrong:
+            return
+        file = self._resolve_path((*path, "file"), name)
+        try:
+            text = read_text(file, shown_path(file), _PROMPT_BYTES, "prompt")
+            if "\0" in text:
+                raise Refused(Problem("holds a NUL character", shown_path(file)))
+        except Refused as refused:
+            siblings = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
+            hint = refused.problem.hint if file.exists() else did_you_mean(file.name, siblings)
+            self.composition.note((*path, "file"), f"{dotted(path)}.file: {refused.problem}", hint)
+            text = "unreadable"
+        del prompt["file"]
+        prompt["text"] = text
+
+    def _validate(self, tree: dict[str, Any]) -> Recipe | None:
+        composition = self.composition
+        self._version(tree)
+        raw_stages = tree.get("stages")
+        rest = {key: value for key, value in tree.items() if key != "stages" or not isinstance(value, dict)}
+        recipe, wrong = validate(Recipe, rest, (), composition, self.masker, self.wrong)
+        self.wrong |= wrong
+        stages: dict[str, StageConfig] = {}
+        for stage, raw in raw_stages.items() if isinstance(raw_stages, dict) else ():
+            config = self._stage(stage, raw)
+            if config is not None:
+                stages[stage] = config
+        checks.check_names(tree, composition)
+        checks.check_callables(tree, composition, Path.cwd(), self.wrong)
+        checks.check_stages(tree, stages, self.specs, composition, self.wrong)
+        return recipe.model_copy(update={"stages": stages}) if recipe is not None else None
+
+    def _version(self, tree: dict[str, Any]) -> None:
+        version = tree.get("version", 1)
+        if version != 1 or isinstance(version, bool):
+            self.wrong.add(("version",))
+            hint = "this lightningrun reads version 1"
+            if isinstance(version, int) and version > 1:
+                hint += ": upgrade lightningrun, or rewrite the recipe in version 1"
+            self.composition.note(("version",), f"version: no recipe language '{version}'", hint)
+
+    def _stage(self, stage: str, raw: Any) -> StageConfig | None:
+        path: KeyPath = ("stages", stage)
+        if not isinstance(raw, dict):
+            self.composition.note(path, f"{dotted(path)}: must be a mapping with a 'type'")
+            return None
+        kind = raw.get("type")
+        if not isinstance(kind, str):
+            message = (
+                f"missing key 'type' in 'stages.{stage}'" if kind is None else f"stages.{stage}.type: must be text"
+            )
+            self.composition.note(path, message, f"it is one of {', '.join(self.specs)}", at_key=True)
+            return None
+        if kind not in self.specs:
+            if (*path, "type") not in self.wrong:
+                message = f"stages.{stage}.type: no stage type '{kind}'"
+                self.composition.note((*path, "type"), message, did_you_mean(kind, self.specs))
+            return None
+        config, wrong = validate(self.specs[kind].config, raw, path, self.composition, self.masker, self.wrong)
+        self.wrong |= wrong
+        return config
+
+    def _sorted(self) -> list[Problem]:
+        """Problems by place: files in the order they are laid, the recipe's own last, then overrides."""
+        files = [shown_path(source) for source in self.composition.sources]
+        rank = {file: index for index, file in enumerate(files)}
+        unique = dict.fromkeys(self.composition.problems)
+        return sorted(unique, key=lambda p: (p.file.startswith("override"), rank.get(p.file, -1), p.line, p.column))
+
+
+def _digest(recipe: Recipe) -> str:
+    content = recipe.model_dump(mode="json", exclude=_NOT_CONTENT)
+    content["task"]["data"] = {split: Path(path).name for split, path in recipe.task.data.items()}
+    for model in content["models"].values():
+        for name in _MODEL_NOT_CONTENT:
+            model.pop(name, None)
+    content["stages"] = [[stage, options] for stage, options in content["stages"].items()]
+    return digest(content)

@@ -1,0 +1,173 @@
+"""Plain values to pydantic models, with every complaint turned into a located problem in words of the recipe."""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar, Union
+
+from pydantic import BaseModel, ValidationError
+
+from lightningrun.recipe.compose import Composition, KeyPath, dotted
+from lightningrun.recipe.leaks import is_key_like
+from lightningrun.recipe.suggest import did_you_mean, nearest
+from lightningrun.secrets import Masker
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def validate(
+    model: type[M], data: Mapping[str, Any], at: KeyPath, composition: Composition, masker: Masker, skip: set[KeyPath]
+) -> tuple[M | None, set[KeyPath]]:
+    """``data`` as ``model``, and the paths that were wrong.
+
+    Each complaint is noted in ``composition``, except at ``skip`` (already reported). Wrong keys are left out and the
+    rest is tried once more, so that later checks have something to look at; None if that fails too.
+    """
+    try:
+        return _read(model, data), set()
+    except ValidationError as error:
+        wrong = _note_all(error, model, data, at, composition, masker, skip)
+    try:
+        return _read(model, _without(data, {path[len(at) :] for path in wrong})), wrong
+    except ValidationError:
+        return None, wrong
+
+
+def _read(model: type[M], data: Mapping[str, Any]) -> M:
+    # As JSON: strict there means what it means in YAML (a list is a tuple, a name is an enum's value, true is no 1).
+    return model.model_validate_json(json.dumps(data))
+
+
+def _note_all(
+    error: ValidationError,
+    model: type[BaseModel],
+    data: Any,
+    at: KeyPath,
+    composition: Composition,
+    masker: Masker,
+    skip: set[KeyPath],
+) -> set[KeyPath]:
+    wrong: set[KeyPath] = set()
+    grouped: dict[KeyPath, list[Any]] = {}
+    for entry in error.errors(include_url=False, include_context=True):
+        grouped.setdefault(_data_path(entry["loc"], data), []).append(entry)
+    for path, entries in grouped.items():
+        if any(len(other) > len(path) and other[: len(path)] == path for other in grouped) and len(entries) > 1:
+            continue
+        full = (*at, *path)
+        wrong.add(full)
+        if any(full[: len(known)] == known for known in skip):
+            continue
+        kind = entries[0]["type"]
+        if kind == "extra_forbidden":
+            known = _fields(model, path[:-1])
+            where = f"in '{dotted(full[:-1])}'" if full[:-1] else "in the recipe"
+            hint = did_you_mean(str(path[-1]), known) if nearest(str(path[-1]), known) or len(known) <= 8 else ""
+            if path[-1] == "<<":
+                hint = "YAML 1.2 has no merge keys: use 'extends', or ${...} to repeat a value"
+            composition.note(full, f"unknown key '{path[-1]}' {where}", hint, at_key=True)
+        elif kind == "missing":
+            where = f"in '{dotted(full[:-1])}'" if full[:-1] else "in the recipe"
+            composition.note(full[:-1], f"missing key '{path[-1]}' {where}", at_key=True)
+        else:
+            value = _get(data, path)
+            composition.note(full, *_complaint(full, entries, value, masker))
+    return wrong
+
+
+def _complaint(path: KeyPath, entries: list[Any], value: Any, masker: Masker) -> tuple[str, str]:
+    parts = [re.sub(r"^(Value error, |Input should be )", "", entry["msg"]) for entry in entries]
+    custom = any(entry["type"] == "value_error" for entry in entries)
+    wanted = " or ".join(dict.fromkeys(part.replace("an object", "a mapping") for part in parts))
+    message = wanted if custom else f"must be {wanted}" if entries[0]["msg"].startswith("Input") else wanted
+    choices = [word for entry in entries for word in re.findall(r"'([^']*)'", entry.get("ctx", {}).get("expected", ""))]
+    near = nearest(value, choices) if isinstance(value, str) and choices else ""
+    got = "" if custom else f", got {_shown(path, value, masker)}"
+    return f"{dotted(path)}: {message}{got}", f"did you mean '{near}'?" if near else ""
+
+
+def _shown(path: KeyPath, value: Any, masker: Masker) -> str:
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    if value is None:
+        return "nothing"
+    if isinstance(value, str):
+        if any(isinstance(key, str) and is_key_like(key.removesuffix("_env")) for key in path):
+            return "other text"
+        return repr(masker.mask(value) if len(value) <= 60 else masker.mask(value)[:57] + "...")
+    return json.dumps(value)
+
+
+def _data_path(location: tuple[int | str, ...], data: Any) -> KeyPath:
+    """The part of pydantic's location that is keys of the data; the rest names branches of unions."""
+    path: list[str | int] = []
+    for index, key in enumerate(location):
+        last = index == len(location) - 1
+        if isinstance(data, Mapping) and (key in data or (last and not _is_branch(str(key)))):
+            path.append(key)
+            data = data.get(key)
+        elif isinstance(data, list) and isinstance(key, int) and key < len(data):
+            path.append(key)
+            data = data[key]
+    return tuple(path)
+
+
+def _is_branch(key: str) -> bool:
+    return "[" in key or key in ("[key]", "str", "int", "float", "bool", "none") or key[:1].isupper()
+
+
+def _get(data: Any, path: KeyPath) -> Any:
+    for key in path:
+        try:
+            data = data[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return data
+
+
+def _without(data: Any, wrong: set[KeyPath], path: KeyPath = ()) -> Any:
+    if isinstance(data, Mapping):
+        return {k: _without(v, wrong, (*path, k)) for k, v in data.items() if (*path, k) not in wrong}
+    if isinstance(data, list):
+        return [_without(v, wrong, (*path, i)) for i, v in enumerate(data) if (*path, i) not in wrong]
+    return data
+
+
+def _fields(model: type[BaseModel], path: KeyPath) -> list[str]:
+    """Names that the model (or the models) at ``path`` below ``model`` knows."""
+    annotations: list[Any] = [model]
+    for key in path:
+        annotations = [inner for annotation in annotations for inner in _inner(annotation, str(key))]
+    models = [leaf for annotation in annotations for leaf in _models(annotation)]
+    return list(dict.fromkeys(name for found in models for name in found.model_fields))
+
+
+def _inner(annotation: Any, key: str) -> list[Any]:
+    inner = [found.model_fields[key].annotation for found in _models(annotation) if key in found.model_fields]
+    for origin, arguments in _containers(annotation):
+        inner.append(arguments[-1] if issubclass(origin, Mapping) else arguments[0])
+    return inner
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _alternatives(typing.get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return [leaf for argument in typing.get_args(annotation) for leaf in _alternatives(argument)]
+    return [annotation]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    return [a for a in _alternatives(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
+
+
+def _containers(annotation: Any) -> list[tuple[type, tuple[Any, ...]]]:
+    found = [(typing.get_origin(a), typing.get_args(a)) for a in _alternatives(annotation)]
+    return [(origin, args) for origin, args in found if isinstance(origin, type) and args and origin is not type]
