@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lightningrun.recipe.checks import StageType, check, missing
+from lightningrun.recipe.checks import Report, StageType, check
 from lightningrun.recipe.compose import Setting
 from lightningrun.recipe.load import LoadedRecipe, load, load_text
 from lightningrun.recipe.model import Config, Recipe, StageConfig
@@ -22,6 +22,7 @@ __all__ = [
     "Config",
     "LoadedRecipe",
     "Recipe",
+    "Report",
     "Setting",
     "StageConfig",
     "StageType",
@@ -29,7 +30,6 @@ __all__ = [
     "json_schema",
     "load",
     "load_text",
-    "missing",
 ]
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import builtins
 import importlib.util
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _RECIPE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_EXTRAS = {"openai": "aiohttp", "litellm": "litellm"}
+_PACKAGES = {"openai": "aiohttp", "litellm": "litellm"}
 """Provider -> the package it needs."""
 
 
@@ -42,27 +44,40 @@ class StageType(Protocol):
 Specs = Mapping[str, StageType]
 
 
-def check(loaded: LoadedRecipe, specs: Specs) -> list[Problem]:
-    """The checks that ``load`` makes of what lies around a recipe, made again: entrypoints, reward, python models."""
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What is wrong with a loaded recipe as it meets this machine."""
+
+    problems: tuple[Problem, ...]
+    """Mistakes of the recipe (exit 2)."""
+    missing: tuple[Problem, ...]
+    """Keys, packages and programs that this machine lacks (exit 5)."""
+    warnings: tuple[str, ...] = ()
+
+
+def check(
+    loaded: LoadedRecipe, specs: Specs, *, root: Path | None = None, environ: Mapping[str, str] | None = None
+) -> Report:
+    """The checks of what lies around a recipe. ``root`` (default: cwd) is where entrypoints are looked up from."""
     composition = loaded.composition.fresh()
-    check_callables(loaded.resolved, composition, Path.cwd(), set())
-    check_stages(loaded.resolved, dict(loaded.recipe.stages), specs, composition, set())
-    return composition.problems
+    check_callables(loaded.resolved, composition, root or Path.cwd(), set())
+    check_stages(loaded.resolved, loaded.recipe.stages, specs, composition, set())
+    missing = _missing(loaded.recipe, composition, os.environ if environ is None else environ)
+    return Report(tuple(composition.problems), tuple(missing))
 
 
-def missing(recipe: Recipe, environ: Mapping[str, str]) -> list[str]:
-    """What the recipe needs and this machine lacks, in words: keys, packages, programs. For ``Missing`` (exit 5)."""
-    absent: dict[str, list[str]] = {}
+def _missing(recipe: Recipe, composition: Composition, environ: Mapping[str, str]) -> Iterator[Problem]:
     for role, model in recipe.models.items():
         if model.api_key_env is not None and not environ.get(model.api_key_env):
-            absent.setdefault(f"{model.api_key_env} is not set", []).append(f"models.{role}")
-        package = _EXTRAS.get(model.provider)
+            path = ("models", role, "api_key_env")
+            yield composition.problem(path, f"models.{role}: {model.api_key_env} is not set", "export the key under it")
+        package = _PACKAGES.get(model.provider)
         if package is not None and importlib.util.find_spec(package) is None:
-            absent.setdefault(f"the package {package} is not installed", []).append(f"models.{role}")
+            path = ("models", role, "provider")
+            yield composition.problem(path, f"models.{role}: {package} is not installed", f"pip install {package}")
     command = recipe.agent.command
     if command is not None and shutil.which(command[0]) is None:
-        absent[f"there is no program {command[0]!r}"] = ["agent.command"]
-    return [f"{what} ({', '.join(places)})" for what, places in absent.items()]
+        yield composition.problem(("agent", "command"), f"agent.command: there is no program '{command[0]}'")
 
 
 def check_names(tree: Mapping[str, Any], composition: Composition) -> None:

@@ -240,6 +240,10 @@ def _lay(composition: Composition, keys: list[str], node: Node, place: str) -> N
             value = {step: value}
     composition.order += 1
     _unmark(node)
+    for length in range(1, len(path)):
+        if path[:length] not in composition.settings:
+            around = Setting(place, 0, 0, 0, 0, {}, Path.cwd(), composition.order)
+            composition.settings[path[:length]] = [around]
     composition._record(path, node, 0, 0, place, Path.cwd())
     composition.tree = overlay(composition.tree, value)
 

@@ -95,15 +95,17 @@ def load(
     *,
     specs: Specs,
     environ: Mapping[str, str] | None = None,
+    root: Path | None = None,
 ) -> LoadedRecipe:
     """Read, compose, resolve and check the recipe at ``path``.
 
     ``overrides`` are ``a.b.c=value``. ``specs`` are the stage types by name. ``environ`` (default: the process's) tells
-    which values are secret; ``${oc.env:NAME}`` always reads the process's own. Raises RecipeError with every problem.
+    which values are secret; ``${oc.env:NAME}`` always reads the process's own. ``root`` (default: the working
+    directory) is where entrypoints are looked up from. Raises RecipeError with every problem.
     """
     path = Path(path)
     composition = Composition(name=shown_path(path))
-    return _Loading(composition, path, overrides, specs, environ).run(lambda: compose_file(path, composition))
+    return _Loading(composition, path, overrides, specs, environ, root).run(lambda: compose_file(path, composition))
 
 
 def load_text(
@@ -113,12 +115,13 @@ def load_text(
     *,
     specs: Specs,
     environ: Mapping[str, str] | None = None,
+    root: Path | None = None,
     base: Path | None = None,
 ) -> LoadedRecipe:
-    """As ``load``, for a text that messages call ``name``; its relative paths start from ``base`` (default: cwd)."""
+    """As ``load``, for a text that messages call ``name``; its relative paths start from ``base`` (default: root)."""
     composition = Composition(name=name)
-    folder = base or Path.cwd()
-    loading = _Loading(composition, Path(name), overrides, specs, environ)
+    folder = base or root or Path.cwd()
+    loading = _Loading(composition, Path(name), overrides, specs, environ, root)
     return loading.run(lambda: compose_text(text, name, folder, composition, _FROZEN_BYTES))
 
 
@@ -132,11 +135,13 @@ class _Loading:
         overrides: Sequence[str],
         specs: Specs,
         environ: Mapping[str, str] | None,
+        root: Path | None,
     ) -> None:
         self.composition = composition
         self.path = path
         self.overrides = tuple(overrides)
         self.specs = specs
+        self.root = root or Path.cwd()
         self.masker = Masker.from_environ(os.environ if environ is None else environ)
         self.wrong: set[KeyPath] = set()
 
@@ -223,7 +228,7 @@ class _Loading:
             if config is not None:
                 stages[stage] = config
         checks.check_names(tree, composition)
-        checks.check_callables(tree, composition, Path.cwd(), self.wrong)
+        checks.check_callables(tree, composition, self.root, self.wrong)
         checks.check_stages(tree, stages, self.specs, composition, self.wrong)
         return recipe.model_copy(update={"stages": stages}) if recipe is not None else None
 

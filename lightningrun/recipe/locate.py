@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightningrun.recipe.suggest import did_you_mean
+from lightningrun.recipe.suggest import did_you_mean, nearest
 
 _MAX_SOURCE_BYTES = 4 << 20
 
@@ -101,9 +101,9 @@ def _spec(module: str, root: Path) -> importlib.machinery.ModuleSpec:
             spec = _installed(part)
             places = [*places, *sys.path]
         if spec is None:
-            near = did_you_mean(part, _modules_in(places))
-            known = "" if "there is" in near else near
-            raise NotFound(f"no module '{'.'.join(parts[: depth + 1])}'", known)
+            near = nearest(part, _modules_in(places))
+            hint = f"did you mean '{'.'.join([*parts[:depth], near])}'?" if near else ""
+            raise NotFound(f"no module '{'.'.join(parts[: depth + 1])}'", hint)
         if depth < len(parts) - 1:
             if spec.submodule_search_locations is None:
                 raise NotFound(f"'{'.'.join(parts[: depth + 1])}' is a module, not a package")
