@@ -92,7 +92,7 @@ LESSONS: dict[str, Lesson] = {
         r"|compar\w* .{0,40}(?:average|mean)",
     ),
     "formats": _lesson(
-        r"odi_runs ?\+|\+ ?(?:t20|test)_runs|add(?:ing|ed)? (?:up |together )?(?:the |all )?(?:three|3|odi|runs|columns)"
+        r"odi_runs ?\+|\+ ?(?:t20|test)_runs|add(?:ing|ed)? (?:up |together )?(?:the |all )?(?:three|odi|runs|columns)"
         r"|sum of (?:the |all )?(?:three|3|odi|columns)|plus t20",
         r"format|career|combined|total|overall|across",
         r"(?:all|three|across) (?:the )?(?:three )?formats|combined runs|career total",
