@@ -17,14 +17,14 @@ from typing import Any
 
 from tasks.sql_agent.simulation.advice import CAUSES, FADS, OPENINGS, REGRETS, Cause
 
-_WRONG_TRACK = 0.22
+_WRONG_TRACK = 0.2
 _VAGUE = 0.2
 _LOSES_A_LINE = 0.04
 _LOSES_A_PLACEHOLDER = 0.04
 _FORGETS_THE_PROMPT = 0.01
 _REPEATS_ITSELF = 0.35
 _SEES_A_REGRET = 0.6
-_ATTENTION = (1, 2, 2, 3, 3, 3)
+_ATTENTION = (2, 2, 3, 3, 3)
 """How many problems one reply deals with: one of these."""
 
 _TAG = re.compile(r"<(?P<tag>[A-Za-z][\w-]*)(?P<more>[^<>\n]*)>\n?(?P<text>.*?)\n?</(?P=tag)>", re.DOTALL)
