@@ -1,0 +1,1 @@
+"""The OpenAI-compatible endpoint that agents talk to."""

@@ -1,0 +1,336 @@
+"""The one door to every model: sampling, cache, budgets, concurrency, retries, and a record of each call.
+
+A call goes through it like this: the body is made as it will be sent; an equal finished call is answered from the call
+log; an equal call under way is waited for; else one of the model's slots is taken, the budget reserved, the request
+sent (and sent again while the model's deadline lasts), and the call recorded before its answer is handed on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightningrun.errors import ModelError, UsageError
+from lightningrun.files import digest
+from lightningrun.models import build
+from lightningrun.models.call_log import CallLog
+from lightningrun.models.chunks import Assembler, split
+from lightningrun.models.ledger import Ledger, Limits
+from lightningrun.models.prices import Price, price_of
+from lightningrun.models.provider import Body, Provider, checked, usage_of
+from lightningrun.models.retries import Retries
+from lightningrun.models.session import CallSession, PendingCall
+from lightningrun.types import LLMCall, Usage
+
+if TYPE_CHECKING:
+    from lightningrun.recipe.model import ModelConfig
+
+DISCONNECTED = "client disconnected"
+
+
+class Role:
+    """One entry of the recipe's ``models:``, ready to be called."""
+
+    def __init__(self, name: str, config: ModelConfig, provider: Provider, seed: int) -> None:
+        self.name = name
+        self.config = config
+        self.provider = provider
+        self.price: Price | None = price_of(config)
+        self.slots = asyncio.Semaphore(config.concurrency)
+        self.seed = seed
+        identity = [config.provider, config.name, provider.fingerprint, seed]
+        self._salt = digest(identity).encode()
+        sampling = {"temperature": config.temperature, "top_p": config.top_p}
+        self._overrides = {key: value for key, value in sampling.items() if value is not None}
+
+    def body(self, asked: Body) -> Body:
+        """The body as it will be sent: the recipe's model name, sampling and extra fields win over the caller's."""
+        config = self.config
+        body = {**asked, "model": config.name, **self._overrides}
+        body.pop("stream", None)
+        body.pop("stream_options", None)
+        if config.max_tokens is not None:
+            newer = "max_completion_tokens" in body or (config.provider == "openai" and config.base_url is None)
+            body.pop("max_tokens", None)
+            body["max_completion_tokens" if newer else "max_tokens"] = config.max_tokens
+        body.update(config.extra)
+        return body
+
+    def digest(self, payload: bytes) -> str:
+        """What makes two requests of one owner equal: the model and the body."""
+        return hashlib.sha256(self._salt + payload).hexdigest()[:32]
+
+    def bound_usd(self, body: Body, payload: bytes) -> float:
+        """The most that the call can cost."""
+        if self.price is None:
+            return 0.0
+        longest = body.get("max_completion_tokens") or body.get("max_tokens")
+        answers = body.get("n")
+        longest = longest if isinstance(longest, int) else self.price.max_completion_tokens
+        return self.price.bound(len(payload), longest * answers if isinstance(answers, int) else longest)
+
+
+class ModelService:
+    """Answers chat requests of sessions, for one run. Used from one event loop; one process at a time per file."""
+
+    def __init__(
+        self,
+        models: Mapping[str, ModelConfig],
+        calls_path: Path,
+        *,
+        environ: Mapping[str, str] = os.environ,
+        seed: int = 0,
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+        mask: Callable[[str], str] | None = None,
+    ) -> None:
+        """Build every provider and read ``calls_path`` back. Raises Missing, UsageError."""
+        self.roles = {name: Role(name, config, build(config, environ, name), seed) for name, config in models.items()}
+        self._by_model = {role.config.name: role for role in reversed(self.roles.values())}
+        secrets = [role.provider.secret for role in self.roles.values()]
+        self._log = CallLog(calls_path, secrets, mask)
+        self.damaged = self._log.damaged
+        self._ledger = Ledger("run", limits)
+        self._stages: dict[str, Ledger] = {}
+        self._flights: dict[str, asyncio.Future[ModelError | None]] = {}
+        self._last_id = 0
+        self._check_prices(limits)
+        self._log.restore(self._restore)
+
+    def _restore(self, call: LLMCall) -> None:
+        self._stage_ledger(call.stage).restore(call.role, call.usage, call.cost_usd or 0.0)
+
+    def _check_prices(self, limits: Limits) -> None:
+        unknown = [name for name, role in self.roles.items() if role.price is None]
+        if limits.max_cost_usd is not None and unknown:
+            raise UsageError(
+                f"a budget in dollars cannot be kept: no price is known for {', '.join(unknown)}",
+                where=f"models.{unknown[0]}.price",
+                hint="set price: {input_per_mtok: ..., output_per_mtok: ...}",
+            )
+
+    def _stage_ledger(self, stage: str) -> Ledger:
+        if stage not in self._stages:
+            self._stages[stage] = self._ledger.child(f"stage {stage}", Limits())
+        return self._stages[stage]
+
+    def open_stage(
+        self,
+        stage: str,
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+        role_limits: Mapping[str, int] | None = None,
+    ) -> Ledger:
+        """The ledger of a stage, with these limits from now on; what the stage spent before a crash is in it."""
+        self._check_prices(limits)
+        ledger = self._stage_ledger(stage)
+        ledger.limits = limits
+        ledger.role_limits = dict(role_limits or {})
+        return ledger
+
+    def totals(self) -> dict[str, dict[str, float]]:
+        """What the run spent, by role; see ``Ledger.totals``."""
+        return self._ledger.totals()
+
+    def session(
+        self,
+        *,
+        stage: str,
+        owner: str,
+        sample: int = 0,
+        default_role: str = "policy",
+        rewrites: Mapping[str, str] | None = None,
+    ) -> CallSession:
+        """A session for one owner: a rollout's key, or ``coach:...``.
+
+        ``sample`` keeps the repeats of a task apart in the cache. ``rewrites`` replaces whole message texts.
+        """
+        return CallSession(self, self._stage_ledger(stage), stage, owner, sample, default_role, rewrites or {})
+
+    def read(self, ref: int) -> LLMCall:
+        """The call at a byte offset of the call log. Raises ValueError if none is there."""
+        return self._log.read(ref)
+
+    def masked(self, text: str) -> str:
+        """``text`` without any secret of the run."""
+        return self._log.masked(text)
+
+    def role_for(self, model: object, default: str) -> Role:
+        """The role whose name, or else model name, the caller asked for; ``default`` if there is none."""
+        if isinstance(model, str):
+            role = self.roles.get(model) or self._by_model.get(model)
+            if role is not None:
+                return role
+        if default in self.roles:
+            return self.roles[default]
+        raise UsageError(f"the recipe has no model {default!r}", where="models", hint=f"it has {', '.join(self.roles)}")
+
+    async def answer(self, call: PendingCall) -> Body:
+        """The completion for ``call``, from the log or the provider. Raises ModelError, BudgetReached, DiskFull."""
+        replayed = await self._replayed(call)
+        if replayed is not None:
+            return replayed
+        with self._leading(call):
+            async with self._sending(call) as attempts:
+                completion = await attempts.run(partial(call.role.provider.complete, call.body, call.payload))
+                self._record(call, completion)
+                return completion
+
+    async def stream(self, call: PendingCall) -> AsyncGenerator[Body, None]:
+        """The chunks for ``call``. Attempts are repeated only while no chunk was handed on. Raises as ``answer``."""
+        replayed = await self._replayed(call)
+        if replayed is not None:
+            for chunk in split(replayed):
+                yield chunk
+            return
+        body = {**call.body, "stream": True, "stream_options": {"include_usage": True}}
+        assembled = Assembler()
+        with self._leading(call):
+            async with self._sending(call) as attempts:
+                first, chunks = await attempts.run(partial(_opened, call.role.provider, body))
+                async with contextlib.aclosing(chunks):
+                    assembled.add(first)
+                    yield first
+                    async for chunk in chunks:
+                        assembled.add(chunk)
+                        yield chunk
+                if not assembled.finished:
+                    raise ModelError("the stream ended in the middle", kind="connection", where=_where(call))
+                self._record(call, checked(assembled.done(), _where(call)), body)
+
+    async def _replayed(self, call: PendingCall) -> Body | None:
+        """The logged answer to an equal call, waiting for one under way; None if this call must be sent."""
+        while True:
+            if (hit := self._log.answer(call.key)) is not None:
+                return self._replay(call, *hit)
+            flight = self._flights.get(call.key)
+            if flight is None:
+                return None
+            error = await asyncio.shield(flight)
+            if error is not None:
+                call.started_at = time.time()
+                self._record(call, None, error=str(error))
+                raise error
+
+    def _replay(self, call: PendingCall, offset: int, original: LLMCall) -> Body:
+        session = call.session
+        usage, cost = original.usage, original.cost_usd or 0.0
+        if (original.stage, original.owner) != (session.stage, session.owner):
+            cost = 0.0
+            copy = self._log.copy(session.stage, session.owner, call.key)
+            offset = (
+                copy
+                if copy is not None
+                else self._log.append(
+                    replace(
+                        original,
+                        id=self._new_id(),
+                        role=call.role.name,
+                        stage=session.stage,
+                        owner=session.owner,
+                        agent=call.agent,
+                        started_at=time.time(),
+                        duration_s=0.0,
+                        cost_usd=0.0,
+                        attempts=0,
+                        cached=True,
+                    )
+                )
+            )
+        session.note(offset, usage, cost)
+        assert original.response is not None
+        return dict(original.response)
+
+    @contextlib.contextmanager
+    def _leading(self, call: PendingCall) -> Iterator[None]:
+        """Let equal calls wait for this one. They share its answer and its failure, but not its cancellation."""
+        key = call.key
+        flight = self._flights[key] = asyncio.get_running_loop().create_future()
+        failed: ModelError | None = None
+        try:
+            yield
+        except ModelError as error:
+            failed = error
+            raise
+        finally:
+            del self._flights[key]
+            flight.set_result(failed)
+
+    @contextlib.asynccontextmanager
+    async def _sending(self, call: PendingCall) -> AsyncIterator[Retries]:
+        """Hold a slot of the model and a reservation; record the call if it fails."""
+        config = call.role.config
+        async with call.role.slots:
+            bound = call.role.bound_usd(call.body, call.payload)
+            reservation = call.reservation = await call.session.ledger.reserve(call.role.name, bound)
+            call.attempts = Retries(config.timeout_s, config.deadline_s, config.retries)
+            call.started_at, call.started = time.time(), time.monotonic()
+            try:
+                yield call.attempts
+            except ModelError as error:
+                self._record(call, None, error=str(error))
+                raise
+            except (asyncio.CancelledError, GeneratorExit):
+                self._record(call, None, error=DISCONNECTED)
+                raise
+            finally:
+                reservation.release()
+
+    def _record(self, call: PendingCall, completion: Body | None, sent: Body | None = None, error: str = "") -> None:
+        session, role = call.session, call.role
+        made = call.attempts.made if call.attempts else 0
+        usage = usage_of(completion, call.payload) if completion is not None else Usage()
+        cost = None if role.price is None else role.price.of(usage)
+        offset = self._log.append(
+            LLMCall(
+                id=self._new_id(),
+                role=role.name,
+                model=role.config.name,
+                stage=session.stage,
+                owner=session.owner,
+                request=sent or call.body,
+                response=completion,
+                error=error,
+                started_at=round(call.started_at, 4),
+                duration_s=round(time.monotonic() - call.started, 6) if call.started else 0.0,
+                usage=usage,
+                cost_usd=cost,
+                attempts=made,
+                sample=session.sample,
+                occurrence=call.occurrence,
+                agent=call.agent,
+                cache_key=call.key,
+            )
+        )
+        if call.reservation is not None:
+            call.reservation.settle(usage, cost or 0.0)
+        session.note(offset, usage, cost or 0.0)
+
+    def _new_id(self) -> str:
+        self._last_id += 1
+        return f"call-{time.time_ns():x}-{self._last_id}"
+
+    async def aclose(self) -> None:
+        """Close connections and the log. Calls still under way must have been ended before."""
+        for role in self.roles.values():
+            with contextlib.suppress(Exception):
+                await role.provider.aclose()
+        self._log.close()
+
+
+async def _opened(provider: Provider, body: Body, timeout_s: float) -> tuple[Body, AsyncGenerator[Body, None]]:
+    chunks = provider.stream(body, timeout_s)
+    try:
+        return await chunks.__anext__(), chunks
+    except StopAsyncIteration:
+        raise ModelError("the stream was empty", kind="connection", retryable=True) from None
+
+
+def _where(call: PendingCall) -> str:
+    return f"models.{call.role.name}"

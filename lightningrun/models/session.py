@@ -1,0 +1,154 @@
+"""The calls of one owner: a rollout, or one step of a coach. What it asked, what it cost, what went wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lightningrun.errors import BudgetReached, LightningError, ModelError
+from lightningrun.models.provider import Body, RefusedRequest, dumps
+from lightningrun.types import Usage
+
+if TYPE_CHECKING:
+    from lightningrun.models.ledger import Ledger, Reservation
+    from lightningrun.models.retries import Retries
+    from lightningrun.models.service import ModelService, Role
+
+FATAL_KINDS = frozenset({"auth", "quota", "not_found"})
+"""Failures that every further call will meet too: the stage should stop at once."""
+
+
+@dataclass(slots=True)
+class PendingCall:
+    """One request on its way through the service."""
+
+    session: CallSession
+    role: Role
+    body: Body
+    payload: bytes
+    digest: str
+    occurrence: int
+    agent: str
+    started_at: float = 0.0
+    started: float = 0.0
+    reservation: Reservation | None = None
+    attempts: Retries | None = None
+
+    @property
+    def key(self) -> str:
+        return f"{self.digest}-{self.session.sample}-{self.occurrence}"
+
+
+class CallSession:
+    """Made by ``ModelService.session``. ``chat`` and ``stream`` may be called concurrently."""
+
+    def __init__(
+        self,
+        service: ModelService,
+        ledger: Ledger,
+        stage: str,
+        owner: str,
+        sample: int,
+        default_role: str,
+        rewrites: Mapping[str, str],
+    ) -> None:
+        self._service = service
+        self.ledger = ledger
+        self.stage = stage
+        self.owner = owner
+        self.sample = sample
+        self.default_role = default_role
+        self.refs: list[int] = []
+        """Places of the calls in the call log, in the order in which they ended."""
+        self.llm_calls = 0
+        """Calls that ended, failed ones and those answered from the log included."""
+        self.usage = Usage()
+        self.cost_usd = 0.0
+        self.fatal: LightningError | None = None
+        """What makes every further call pointless: a refused key, an unknown model, a full disk."""
+        self.budget: BudgetReached | None = None
+        self.rewritten: set[str] = set()
+        """Those of ``rewrites`` that were seen in a request."""
+        self._rewrites = rewrites
+        self._asked: dict[str, int] = {}
+        self._failed: dict[str, ModelError] = {}
+
+    @property
+    def infra_error(self) -> ModelError | None:
+        """A failure of the infrastructure that no later equal request made good; else None."""
+        return next(iter(self._failed.values()), None)
+
+    async def chat(self, body: Body, *, role: str | None = None, agent: str = "") -> Body:
+        """The chat completion for ``body``. Raises ModelError (RefusedRequest: the body is to blame), BudgetReached."""
+        call = self._prepared(body, role, agent)
+        try:
+            completion = await self._service.answer(call)
+        except BaseException as error:
+            self._note_failure(call, error)
+            raise
+        self._failed.pop(call.digest, None)
+        return completion
+
+    async def stream(self, body: Body, *, role: str | None = None, agent: str = "") -> AsyncGenerator[Body, None]:
+        """The chunks of a completion as they come; close the iterator to hang up. Raises as ``chat``."""
+        call = self._prepared(body, role, agent)
+        try:
+            async with contextlib.aclosing(self._service.stream(call)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except BaseException as error:
+            self._note_failure(call, error)
+            raise
+        self._failed.pop(call.digest, None)
+
+    def _prepared(self, asked: Body, role_name: str | None, agent: str) -> PendingCall:
+        service = self._service
+        role = service.role_for(role_name or asked.get("model"), role_name or self.default_role)
+        body = role.body(self._rewrite(asked) if self._rewrites else asked)
+        payload = dumps(body)
+        digest = role.digest(payload)
+        occurrence = self._asked.get(digest, 0)
+        self._asked[digest] = occurrence + 1
+        if role.config.provider == "python":
+            body["seed"] = _seed(role.seed, body.get("seed"), self.sample, occurrence)
+        return PendingCall(self, role, body, payload, digest, occurrence, agent)
+
+    def _rewrite(self, asked: Body) -> Body:
+        messages = asked.get("messages")
+        if not isinstance(messages, list):
+            return asked
+        return {**asked, "messages": [self._rewritten_message(message) for message in messages]}
+
+    def _rewritten_message(self, message: Body) -> Body:
+        text = message.get("content") if isinstance(message, dict) else None
+        if not isinstance(text, str) or text not in self._rewrites:
+            return message
+        self.rewritten.add(text)
+        return {**message, "content": self._rewrites[text]}
+
+    def note(self, ref: int, usage: Usage, cost_usd: float) -> None:
+        """Book one ended call (called by the service)."""
+        self.refs.append(ref)
+        self.llm_calls += 1
+        self.usage = self.usage + usage
+        self.cost_usd += cost_usd
+
+    def _note_failure(self, call: PendingCall, error: BaseException) -> None:
+        if self._asked[call.digest] == call.occurrence + 1:
+            self._asked[call.digest] = call.occurrence  # the same question again is the same call again
+        if isinstance(error, BudgetReached):
+            self.budget = error
+        elif isinstance(error, RefusedRequest):
+            pass
+        elif isinstance(error, ModelError) and error.kind not in FATAL_KINDS:
+            self._failed[call.digest] = error
+        elif isinstance(error, LightningError):
+            self.fatal = error
+
+
+def _seed(recipe_seed: int, asked: object, sample: int, occurrence: int) -> int:
+    text = f"{recipe_seed}\0{asked}\0{sample}\0{occurrence}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
