@@ -1,8 +1,8 @@
 """What happened in a run, read from its journal: one typed answer for terminal, ``show``, ``compare`` and the report.
 
-Pure reading: a run that is unfinished, killed or failed is summarised as far as it came. Events of a stage count
-from its last attempt on (a resumed stage tells its story again); rollouts count from all attempts, since finished
-ones are not repeated. Light imports only.
+Pure reading: a run that is unfinished, killed or failed is summarised as far as it came. A resumed stage goes on with
+its story and does not tell it again, so its attempts are read as one; a stage that was planned anew (another key)
+starts over. Light imports only.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class RunSummary:
     started_at: float = 0.0
     duration_s: float = 0.0
     attempts: int = 1
-    argv: tuple[str, ...] = ()
+    command: str = ""
     warnings: tuple[str, ...] = ()
     stages: tuple[StageSummary, ...] = ()
     totals: Totals = Totals()
@@ -130,20 +130,19 @@ class _Stage:
     prompts: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     gate: dict[str, Any] = field(default_factory=dict)
     rollouts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    began: float = 0.0
 
     def begin(self, event: Mapping[str, Any], status: str) -> None:
-        self.type, self.ordinal, self.began = (
-            event.get("type", self.type),
-            event.get("ordinal", self.ordinal),
-            event["ts"],
-        )
-        kept = ("attempt", "key", "reason", "metrics", "outputs", "cost")
+        changed = event.get("key") != self.facts.get("key")
+        self.type, self.ordinal = event.get("type", self.type), event.get("ordinal", self.ordinal)
+        kept = ("attempt", "key", "reason", "metrics", "cost")
         self.facts = {"status": status, **{name: event[name] for name in kept if event.get(name) is not None}}
-        self.curves, self.candidates, self.prompts, self.gate = {}, {}, {}, {}
+        if changed:
+            self.curves, self.gate = {}, {}
+            self.candidates = {id: told for id, told in self.candidates.items() if id == 0}
+            self.prompts = {name: {"seed": told["seed"]} for name, told in self.prompts.items() if "seed" in told}
 
     def finish(self, event: Mapping[str, Any]) -> None:
-        kept = ("status", "metrics", "outputs", "cost", "duration_s", "error")
+        kept = ("status", "metrics", "cost", "duration_s", "error")
         self.facts.update({name: event[name] for name in kept if event.get(name) is not None})
 
     def hear(self, event: Mapping[str, Any]) -> None:
@@ -169,8 +168,8 @@ class _Stage:
         elif kind == "gate":
             self.gate = {"met": event["met"], "checks": event["checks"]}
 
-    def summary(self, dead: bool) -> StageSummary:
-        facts = dict(self.facts)
+    def summary(self, dead: bool, outputs: Mapping[str, Any]) -> StageSummary:
+        facts = dict(self.facts, outputs=outputs)
         if dead and facts.get("status") == "running":
             facts["status"] = "killed"
         return StageSummary(id=self.id, type=self.type, ordinal=self.ordinal, rollouts=len(self.rollouts), **facts)
@@ -198,7 +197,7 @@ class _Run:
     def _begin(self, event: Mapping[str, Any]) -> None:
         self.sittings.append([event["ts"], event["ts"]])
         self.facts.update(status="running", exit_code=None, error="", attempts=len(self.sittings))
-        self.facts["argv"] = tuple(event.get("argv") or ())
+        self.facts["command"] = event.get("argv") or ""
         if event["kind"] == "run_started":
             self.facts.update(name=event["name"], run=event["run"], seed=event.get("seed", 0), started_at=event["ts"])
             self.facts.update(recipe_digest=event.get("recipe_digest", ""), notes=_texts(event.get("notes")))
@@ -219,7 +218,8 @@ def summarise(run_dir: Path) -> RunSummary:
     if dead and facts["status"] == "running":
         facts["status"] = "killed"
     ordered = sorted(run.stages.values(), key=lambda stage: stage.ordinal)
-    stages = tuple(stage.summary(dead) for stage in ordered)
+    outputs = {stage.id: _outputs(run_dir, stage.id) for stage in ordered}
+    stages = tuple(stage.summary(dead, outputs[stage.id]) for stage in ordered)
     rows = {stage.id: _rows(run_dir, stage) for stage in ordered if stage.type == "evaluate"}
     evaluated = [(s.id, s.metrics, rows[s.id]) for s in stages if s.id in rows and s.metrics.get("reward") is not None]
     searches = [s.metrics for s in stages if s.type == "apo" and s.metrics]
@@ -240,7 +240,7 @@ def summarise(run_dir: Path) -> RunSummary:
             if s.curves
         },
         candidates={s.id: tuple(s.candidates[id] for id in sorted(s.candidates)) for s in ordered if s.candidates},
-        prompts=tuple(change for stage in ordered for change in _prompt_changes(stage)),
+        prompts=tuple(change for stage in ordered for change in _prompt_changes(stage, run_dir, outputs[stage.id])),
         changes=changes,
         gates={s.id: s.gate for s in ordered if s.gate},
         paths=_paths(run_dir, ordered),
@@ -286,40 +286,53 @@ def _totals(stages: Sequence[StageSummary]) -> Totals:
     )
 
 
+def _outputs(run_dir: Path, stage: str) -> dict[str, Any]:
+    """The committed outputs of a stage by name: kind, value, path."""
+    result = _read_json(run_dir / "stages" / stage / "state.json").get("result") or {}
+    return dict(result.get("outputs") or {})
+
+
 def _rows(run_dir: Path, stage: _Stage) -> dict[str, Row]:
     """Rows of an evaluate stage by task id, from its outputs, else from the journal."""
-    output = (stage.facts.get("outputs") or {}).get("rollouts") or {}
-    path = Path(output.get("path") or "rollouts.jsonl")
-    folder = run_dir / "stages" / stage.id / "outputs"
-    for file in (path, folder / path, run_dir / path, folder / path.name):
-        if file.is_file():
-            return read_rows(json.loads(line) for line in file.read_text("utf-8").splitlines() if line.strip())
+    file = run_dir / "stages" / stage.id / "outputs" / "rollouts.jsonl"
+    if file.is_file():
+        return read_rows(json.loads(line) for line in file.read_text("utf-8").splitlines() if line.strip())
     return read_rows(stage.rollouts.values())
 
 
-def _prompt_changes(stage: _Stage) -> list[PromptChange]:
+def _prompt_changes(stage: _Stage, run_dir: Path, outputs: Mapping[str, Any]) -> list[PromptChange]:
+    found = []
+    for name, told in stage.prompts.items():
+        if "best" in told:
+            seed, best = told.get("seed", {}).get("text", ""), told["best"]
+            metrics, promoted = best.get("metrics") or {}, bool(best.get("promoted"))
+            found.append(
+                PromptChange(stage.id, name, seed, best["text"], _diff(name, seed, best["text"]), promoted, metrics)
+            )
+    if found or stage.type != "apo":
+        return found
+    # A reused search tells no story here: what it shipped is compared with the recipe's own prompts.
+    shipped = (outputs.get("prompts") or {}).get("value") or {}
+    seeds = _seed_prompts(run_dir) if shipped else {}
+    changed = [(name, seeds.get(name, ""), text) for name, text in shipped.items() if seeds.get(name) != text]
+    return [PromptChange(stage.id, name, seed, text, _diff(name, seed, text), True) for name, seed, text in changed]
+
+
+def _diff(name: str, before: str, after: str) -> str:
     import difflib
 
-    found = []
-    for name, labels in stage.prompts.items():
-        if "best" not in labels:
-            continue
-        best = labels["best"]
-        seed_text = labels["seed"]["text"] if "seed" in labels else ""
-        lines = difflib.unified_diff(
-            seed_text.splitlines(), best["text"].splitlines(), f"{name} (before)", f"{name} (after)", lineterm="", n=3
-        )
-        change = PromptChange(
-            stage.id,
-            name,
-            seed_text,
-            best["text"],
-            "\n".join(lines),
-            bool(best.get("promoted")),
-            best.get("metrics") or {},
-        )
-        found.append(change)
-    return found
+    old, new = before.splitlines(), after.splitlines()
+    return "\n".join(difflib.unified_diff(old, new, f"{name} (before)", f"{name} (after)", lineterm=""))
+
+
+def _seed_prompts(run_dir: Path) -> dict[str, str]:
+    import yaml
+
+    try:
+        prompts = yaml.safe_load((run_dir / "resolved.yaml").read_text("utf-8"))["agent"]["prompts"]
+        return {name: prompt["text"] for name, prompt in prompts.items() if prompt.get("text")}
+    except (OSError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        return {}
 
 
 def _paths(run_dir: Path, stages: Sequence[_Stage]) -> dict[str, str]:

@@ -67,6 +67,7 @@ class Translator:
         self._children: dict[str, str] = {}
         self._open: set[str] = set()
         self._metrics: dict[str, list[Metric]] = {}
+        self._curves: dict[str, tuple[Any, list[tuple[Mapping[str, Any], int, int]]]] = {}
         self._rollouts: list[tuple[Mapping[str, Any], str]] = []
         self._groups: Counter[tuple[str, str, str]] = Counter()
         self._prompt_sets: dict[str, Mapping[str, str]] = {}
@@ -126,7 +127,13 @@ class Translator:
             self._end_child(stage, "KILLED")
         self._types[stage] = event["type"]
         self._open.add(stage)
+        told = self._curves.get(stage)
+        if told is None or told[0] != event.get("key"):
+            self._curves[stage] = told = (event.get("key"), [])
         self._child(event, {"lightningrun.attempt": str(event.get("attempt", 1))})
+        # A resumed stage goes on with its curves: the fresh child gets their beginning too.
+        for values, step, ms in told[1]:
+            self._child_metrics(stage, values, step, ms)
 
     def _on_stage_reused(self, event: Mapping[str, Any]) -> None:
         self._types[event["stage"]] = event["type"]
@@ -238,29 +245,36 @@ class Translator:
     # ---------------------------------------------------------------- metrics
 
     def _on_metric(self, event: Mapping[str, Any]) -> None:
-        self._child_metrics(event["stage"], event["values"], int(event["step"]))
+        self._point(event["stage"], event["values"], int(event["step"]))
 
     def _on_candidate(self, event: Mapping[str, Any]) -> None:
         self._remember_prompts(event.get("prompts") or {})
         if event.get("val"):
-            self._child_metrics(event["stage"], {"candidate/val_reward": event["val"]["mean"]}, int(event["id"]))
+            self._point(event["stage"], {"candidate/val_reward": event["val"]["mean"]}, int(event["id"]))
+
+    def _point(self, stage: str, values: Mapping[str, Any], step: int) -> None:
+        """One point of a stage's curves; told again (a winner's verdict, say) it is left out."""
+        _, told = self._curves.setdefault(stage, (None, []))
+        if (values, step) not in [(old, at) for old, at, _ in told]:
+            told.append((values, step, self._last_ms))
+            self._child_metrics(stage, values, step)
 
     def _stage_metrics(self, event: Mapping[str, Any]) -> None:
-        self._child_metrics(event["stage"], event.get("metrics") or {}, 0)
+        self._child_metrics(event["stage"], event.get("metrics") or {})
         cost = {
             f"cost/{role}/{name}": value
             for role, parts in (event.get("cost") or {}).items()
             for name, value in parts.items()
         }
-        self._child_metrics(event["stage"], cost, 0)
+        self._child_metrics(event["stage"], cost)
 
-    def _child_metrics(self, stage: str, values: Mapping[str, Any], step: int) -> None:
+    def _child_metrics(self, stage: str, values: Mapping[str, Any], step: int = 0, ms: int | None = None) -> None:
         if self.live and stage in self._children:
-            self._log(self._children[stage], values, step)
+            self._log(self._children[stage], values, step, ms)
 
-    def _log(self, run_id: str, values: Mapping[str, Any], step: int = 0) -> None:
+    def _log(self, run_id: str, values: Mapping[str, Any], step: int = 0, ms: int | None = None) -> None:
         usable = {_key(name): float(v) for name, v in values.items() if isinstance(v, (int, float))}
-        metrics = [Metric(name, value, self._last_ms, step) for name, value in usable.items()]
+        metrics = [Metric(name, value, ms or self._last_ms, step) for name, value in usable.items()]
         self._metrics.setdefault(run_id, []).extend(metrics)
 
     def flush(self) -> None:
@@ -356,7 +370,9 @@ class Translator:
             return
         if not promoted:
             version = self._register(name, self._seeds.get(name, text), "seed", {})
-        self._ask(lambda: self._client.set_prompt_alias(self._prompt_name(name), f"best-{self.hex}", version))
+        full = self._prompt_name(name)
+        self._ask(lambda: self._client.set_prompt_alias(full, f"best-{self.hex}", version))
+        self._ask(lambda: self._client.link_prompt_version_to_run(self.run_id, f"prompts:/{full}/{version}"))
 
     def _register(self, name: str, text: str, label: str, facts: Mapping[str, str]) -> int | None:
         """The version of this text in the registry, made if it is new there."""

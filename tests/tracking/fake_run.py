@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class FakeRun:
         self._freeze()
         self.calls = Journal(self.path / "calls.jsonl")
         self.journal = RunJournal(self.path / "journal.jsonl")
-        self.clock = 1_790_000_000.0
+        self.clock = time.time() - 60
 
     def _freeze(self) -> None:
         import yaml
@@ -87,7 +88,7 @@ class FakeRun:
             seed=7,
             notes=["policy: simulated: no real model is called"],
             stages={"baseline": "evaluate", "apo": "apo", "final": "evaluate"},
-            argv=["lightningrun", "recipes/sql_agent.yaml"],
+            argv="lightningrun recipes/sql_agent.yaml",
             warnings=[],
         )
 
@@ -198,14 +199,14 @@ class FakeRun:
             promoted=False,
             metrics={},
         )
-        self.emit("metric", "apo", step=0, values={"val_reward": 0.25, "rollouts": self.n})
+        self.emit("metric", "apo", step=self.n, values={"val_reward": 0.25, "rollouts": self.n})
         self.candidate(1, [0], SEED_PROMPT + "\nBe brief.", "rejected", None, self.n + 8, 0)
         if not finish:
             return
         for i, row in enumerate(rows("val", self.n)):
             self.rollout("apo", BEST_PROMPT, row, "val", i % 6 != 5)
         self.candidate(2, [0], BEST_PROMPT, "promoted", 10 / 12, 2 * self.n + 16, 2)
-        self.emit("metric", "apo", step=1, values={"val_reward": 10 / 12, "rollouts": 2 * self.n + 16})
+        self.emit("metric", "apo", step=2 * self.n + 16, values={"val_reward": 10 / 12, "rollouts": 2 * self.n + 16})
         self.emit(
             "prompt",
             "apo",
