@@ -1,0 +1,76 @@
+"""Which pool runs a recipe's agent, and the pool of process slots."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightningrun.agents import command
+from lightningrun.agents.environment import agent_environment
+from lightningrun.agents.jobs import AgentJob, AgentPool, Bind, Endpoint, Outcome, RewardJob
+from lightningrun.agents.slots import ForkServer, SlotGroup, SlotKind
+
+if TYPE_CHECKING:
+    from lightningrun.recipe.model import Recipe
+
+_AUTO_SLOTS = 8
+"""Agents mostly wait for a model, so slots outnumber cores; measured best on two cores with a 1 ms endpoint."""
+
+
+def build(recipe: Recipe, endpoint: Endpoint, logs: Path, environ: Mapping[str, str] = os.environ) -> AgentPool:
+    """The pool for ``recipe.agent`` and ``recipe.reward``. ``logs`` is an existing folder for what they print."""
+    agent, reward = recipe.agent, recipe.reward
+    workers = recipe.execution.workers
+    size = max(_AUTO_SLOTS, 2 * (os.cpu_count() or 1)) if workers == "auto" else workers
+    args: dict[str, Any] = dict(agent.args)
+    if agent.command is not None:
+        args = {"command": list(agent.command), "user_args": args}
+    entrypoint = agent.entrypoint or command.ENTRYPOINT
+    agents = SlotKind("agent", entrypoint, args, model_name(recipe, "policy"), agent.memory_mb)
+    rewards = SlotKind("reward", reward.function, dict(reward.args), model_name(recipe, "judge"))
+    if agent.isolation == "inline" and agent.command is None:
+        from lightningrun.agents.inline import InlinePool
+
+        return InlinePool(size, agents, rewards, endpoint)
+    return ProcessPool(size, agents, rewards, endpoint, logs, agent_environment(environ, agent.env))
+
+
+def model_name(recipe: Recipe, role: str) -> str:
+    """What an agent is told as model name: the provider's own name where agents may know it and it is unambiguous."""
+    models = recipe.models
+    role = role if role in models else next(iter(models), role)
+    if role not in models or models[role].provider == "python":
+        return role
+    name = models[role].name
+    return role if [model.name for model in models.values()].count(name) > 1 else name
+
+
+class ProcessPool:
+    """An ``AgentPool`` of forked slots: ``size`` for the agent, and as many for the reward function if it is slow."""
+
+    def __init__(
+        self, size: int, agent: SlotKind, reward: SlotKind, endpoint: Endpoint, logs: Path, env: Mapping[str, str]
+    ) -> None:
+        self.size = size
+        self.reward_wants: frozenset[str] = frozenset()
+        self._server = ForkServer(env, [agent.entrypoint, reward.entrypoint], logs)
+        self._agents = SlotGroup(size, agent, self._server, endpoint)
+        self._rewards = SlotGroup(size, reward, self._server, endpoint)
+
+    async def start(self) -> None:
+        await self._agents.start()
+        self.reward_wants = await self._rewards.start()
+
+    async def run(self, job: AgentJob, bind: Bind) -> Outcome:
+        message = {"fields": job.fields, "prompts": job.prompts, "seed": job.seed, "llm": job.llm, "reserved": {}}
+        return await self._agents.run(message, job.timeout_s, bind)
+
+    async def score(self, job: RewardJob, bind: Bind) -> Outcome:
+        reserved = {"output": job.output, "trace": job.trace}
+        message = {"fields": job.fields, "prompts": job.prompts, "seed": job.seed, "llm": job.llm, "reserved": reserved}
+        return await self._rewards.run(message, job.timeout_s, bind)
+
+    async def close(self) -> None:
+        await self._server.close()

@@ -1,0 +1,28 @@
+"""What is asked of the engine: one execution of the agent on one task, with these prompts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lightningrun.files import digest
+from lightningrun.types import Task
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRequest:
+    """``sample`` tells the repeats of one task apart. Equal keys are the same rollout and are executed once in a stage."""
+
+    task: Task
+    prompts: Mapping[str, str]
+    sample: int = 0
+
+    @property
+    def key(self) -> str:
+        return f"{digest(dict(self.prompts))[:12]}/{self.task.split}/{self.task.id}/{self.sample}"
+
+    def seed(self, recipe_seed: int) -> int:
+        """The agent's seed (31 bits): the same for every prompt, so that candidates meet the same luck."""
+        text = f"{recipe_seed}\0{self.task.id}\0{self.sample}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1

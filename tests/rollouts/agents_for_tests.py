@@ -1,0 +1,163 @@
+"""Agents, rewards and models that the tests run, good and bad. Nothing here imports lightningrun but ``Reward``."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+
+
+def ask(text, llm, system="You are terse."):
+    body = {"model": llm["model"], "messages": [{"role": "system", "content": system}, {"role": "user", "content": text}]}
+    request = urllib.request.Request(
+        llm["base_url"] + "/chat/completions",
+        data=json.dumps(body).encode(),
+        headers={"Authorization": "Bearer " + llm["api_key"], "Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request) as reply:
+        return json.load(reply)["choices"][0]["message"]["content"]
+
+
+# ------------------------------------------------------------------ models
+
+
+def echo(request):
+    return request["messages"][-1]["content"]
+
+
+# ------------------------------------------------------------------ agents
+
+
+def good(question, llm):
+    return ask(question, llm)
+
+
+async def good_async(question, llm):
+    return ask(question, llm)
+
+
+def bypassing(question):
+    return question
+
+
+def raising(question, llm):
+    ask(question, llm)
+    raise ValueError(f"no idea about {question}")
+
+
+def hanging(question, llm):
+    ask(question, llm)
+    time.sleep(600)
+
+
+def spinning(question, llm):
+    ask(question, llm)
+    while True:
+        pass
+
+
+def greedy(question, llm):
+    ask(question, llm)
+    hoard = []
+    while True:
+        hoard.append(bytearray(64 << 20))
+
+
+def exiting(question, llm):
+    ask(question, llm)
+    os._exit(3)
+
+
+def quitting(question, llm):
+    ask(question, llm)
+    sys.exit("I quit")
+
+
+def interrupting(question, llm):
+    ask(question, llm)
+    raise KeyboardInterrupt
+
+
+def crashing(question, llm):
+    import ctypes
+
+    ask(question, llm)
+    print("about to crash", flush=True)
+    ctypes.string_at(0)
+
+
+def chatty(question, llm):
+    for _ in range(400):
+        print("garbage " * 1000)
+    os.write(1, b"\xff\xfe\x00 not text")
+    return ask(question, llm)
+
+
+def huge(question, llm):
+    ask(question, llm)
+    return "x" * (5 << 20)
+
+
+def not_json(question, llm):
+    ask(question, llm)
+    return {"answer": object()}
+
+
+def nan(question, llm):
+    ask(question, llm)
+    return float("nan")
+
+
+def silent(question, llm):
+    ask(question, llm)
+
+
+DETACHED = """
+import os, sys, time
+if os.fork(): os._exit(0)
+os.setsid()
+if os.fork(): os._exit(0)
+open(sys.argv[1], "a").write(f"{os.getpid()}\\n")
+time.sleep(600)
+"""
+
+
+def leaving(question, llm, pids):
+    """Answers, and leaves a plain child and a detached grandchild behind."""
+    child = subprocess.Popen(["sleep", "600"])
+    with open(pids, "a") as stream:
+        stream.write(f"{child.pid}\n")
+    subprocess.run([sys.executable, "-c", DETACHED, pids], check=True)
+    wait_for_lines(pids, 2)
+    return ask(question, llm)
+
+
+def leaving_and_hanging(question, llm, pids):
+    leaving(question, llm, pids)
+    time.sleep(600)
+
+
+def forking(question, llm):
+    answer = ask(question, llm)
+    if os.fork() == 0:
+        return "the child's answer"
+    os.wait()
+    return answer
+
+
+def wait_for_lines(path, count):
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if os.path.exists(path) and len(open(path).read().splitlines()) >= count:
+            return
+        time.sleep(0.01)
+
+
+# ------------------------------------------------------------------ rewards
+
+
+def exact(output, question):
+    return float(output == question)
