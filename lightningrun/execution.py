@@ -140,6 +140,8 @@ class Execution:
         try:
             self._announce(journal)
             mirror = self._start_mirror()
+            if mirror is not None:
+                journal.observe(mirror.nudge)
             with self._interruptible():
                 error = await self._stages(journal, results)
         except LightningError as raised:
@@ -403,7 +405,7 @@ class Execution:
             prompts = {**prompts, **given.outputs[source.output].value}
         referenced = {stage for _, stage in self._config(plan.id).references()}
         seed = int(digest([self.recipe.seed, plan.id])[:12], 16)
-        engine = plant.engine(plan.id, seed, _memo(journal, plan), self.folder.logs(plan.id))
+        engine = plant.engine(plan.id, _memo(journal, plan))
         return StageContext(
             stage=plan.id,
             config=self._config(plan.id),

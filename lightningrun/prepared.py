@@ -12,12 +12,17 @@ from pathlib import Path
 from lightningrun import dataset
 from lightningrun.dataset import Dataset
 from lightningrun.errors import DatasetError, Missing, Problem, RecipeError, UsageError
-from lightningrun.models.prices import forecast_usd
+from lightningrun.models.prices import price_of
 from lightningrun.planning import Plan, Planner, Selection, StagePlan, gather_facts
 from lightningrun.recipe import LoadedRecipe
 from lightningrun.recipe.checks import check as check_recipe
 from lightningrun.recipe.model import Recipe
 from lightningrun.stages.base import StageSpec
+from lightningrun.types import Usage
+
+_ASSUMED_ROW_CHARS = 800
+_ASSUMED_ANSWER_TOKENS = 200
+"""What a forecast of dollars takes a call for, beside the prompt; measured calls are what the run reports."""
 
 
 class Prepared:
@@ -105,9 +110,20 @@ class Prepared:
         return Planner(self.recipe, self.specs, facts, rows, self.runs_dir, chosen, has_gpu())
 
     def _priced(self, plan: StagePlan) -> StagePlan:
-        texts = [prompt.text or "" for prompt in self.recipe.agent.prompts.values()]
-        cost = forecast_usd(self.recipe.models, plan.forecast.calls, prompt_chars=sum(map(len, texts)))
-        return dataclasses.replace(plan, cost_usd=cost)
+        return dataclasses.replace(plan, cost_usd=self._forecast_usd(plan.forecast.calls))
+
+    def _forecast_usd(self, calls: Mapping[str, int]) -> float | None:
+        """Dollars for ``calls`` (role -> number), at a prompt's and a row's length each; None without a price."""
+        prompts = [len(prompt.text or "") for prompt in self.recipe.agent.prompts.values()]
+        prompt_tokens = (sum(prompts) + _ASSUMED_ROW_CHARS) // 4
+        total = 0.0
+        for role, count in calls.items():
+            model = self.recipe.models.get(role)
+            price = price_of(model) if model is not None else None
+            if price is None:
+                return None
+            total += count * price.of(Usage(prompt_tokens, _ASSUMED_ANSWER_TOKENS))
+        return total
 
 
 def selection(

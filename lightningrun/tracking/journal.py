@@ -52,6 +52,10 @@ class RunJournal:
         self.damaged = self._journal.damaged
         self._seq = 1 + max((record["seq"] for _, record in read_journal(path)), default=-1)
 
+    def observe(self, observer: Observer) -> None:
+        """Tell ``observer`` of every event from now on."""
+        self._observers = (*self._observers, observer)
+
     def emit(self, kind: str, *, stage: str | None = None, **fields: Any) -> dict[str, Any]:
         """Append one event and show it. Raises ``DiskFull`` if it could not be written; then nobody was told."""
         assert kind in EVENTS, kind
