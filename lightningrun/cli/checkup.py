@@ -10,8 +10,13 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from lightningrun.cli.formats import merged
 from lightningrun.errors import LightningError
+
+if TYPE_CHECKING:
+    from lightningrun.runner import Experiment
 
 Finding = tuple[str, str, str]
 """(ok | note | bad, subject, words)"""
@@ -67,7 +72,7 @@ def _disk(runs_dir: Path) -> Iterator[Finding]:
 
 
 def _gpu() -> Finding:
-    from lightningrun.runner import has_gpu
+    from lightningrun.prepared import has_gpu
 
     return ("ok", "gpu", "an NVIDIA GPU is visible") if has_gpu() else ("note", "gpu", "none; stages `when: gpu` skip")
 
@@ -90,7 +95,7 @@ def _recipe(recipe: str, call: bool, runs_dir: str) -> Iterator[Finding]:
         missing = key is not None and not os.environ.get(key)
         yield "bad" if missing else "ok", f"role {role}", f"{model.provider} {model.name}: {state}"
     try:
-        for warning in experiment.check():
+        for warning in merged(experiment.check()):
             yield "note", "recipe", warning
         yield "ok", "recipe", f"{recipe} is valid"
     except LightningError as error:
@@ -101,22 +106,20 @@ def _recipe(recipe: str, call: bool, runs_dir: str) -> Iterator[Finding]:
         yield from _calls(experiment)
 
 
-def _calls(experiment: object) -> Iterator[Finding]:
+def _calls(experiment: Experiment) -> Iterator[Finding]:
     """One short chat call for each role, through the provider alone: nothing is recorded, no retry."""
     import asyncio
     import time
 
     from lightningrun import models
-    from lightningrun.runner import Experiment
-
-    assert isinstance(experiment, Experiment)
+    from lightningrun.models.provider import dumps
 
     async def ask(role: str) -> str:
         config = experiment.recipe.models[role]
-        provider = models.build(config, experiment.environ)
+        provider = models.build(config, experiment.environ, role)
         body = {"model": config.name, "messages": [{"role": "user", "content": "Say ok."}], "max_tokens": 16}
         try:
-            answer = await provider.complete(body, config.timeout_s)
+            answer = await provider.complete(body, dumps(body), config.timeout_s)
         finally:
             await provider.aclose()
         return str(answer["choices"][0]["message"].get("content") or "")

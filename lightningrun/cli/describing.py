@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lightningrun.cli import options
-from lightningrun.cli.formats import plural, usd
+from lightningrun.cli.formats import merged, plural, usd
 from lightningrun.errors import ExitCode, LightningError, Missing, UsageError
 
 if TYPE_CHECKING:
@@ -49,14 +49,14 @@ def show_plan(planned: Plan, *, as_json: bool) -> int:
         click.echo(json.dumps(planned.to_json(), indent=1, ensure_ascii=False))
         return ExitCode.OK
     click.echo(f"{click.style(planned.name, bold=True)}  recipe {planned.recipe_digest[:12]}  seed {planned.seed}")
-    for note in planned.notes:
+    for note in merged(planned.notes):
         click.secho(f"note: {note}", fg="yellow", bold=True)
     click.echo()
     width = max(len(stage.id) for stage in planned.stages)
     for stage in planned.stages:
         _show_stage(stage, width)
     _show_totals(planned)
-    for warning in planned.warnings:
+    for warning in merged(planned.warnings):
         click.secho(f"warning: {warning}", fg="yellow")
     return ExitCode.OK
 
@@ -68,7 +68,10 @@ def _show_stage(stage: StagePlan, width: int) -> None:
     if action == "skipped":
         return
     indent = " " * (width + 5)
-    named = [f"{name} from {source} ({source.origin})" for name, source in stage.inputs.items()]
+    named = [
+        f"{name} from {source} ({source.origin})" if source.stage else f"{name} from the recipe"
+        for name, source in stage.inputs.items()
+    ]
     click.echo(f"{indent}{stage.type}, key {stage.key[:12]}{', ' if named else ''}{', '.join(named)}")
     if action != "cached":
         click.echo(f"{indent}{_forecast(stage)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -40,6 +40,15 @@ def interval(low: Any, high: Any) -> str:
 
 def plural(amount: int, noun: str) -> str:
     return f"{amount:,} {noun}{'' if amount == 1 else 's'}"
+
+
+def merged(lines: Iterable[str]) -> list[str]:
+    """``policy: x`` and ``coach: x`` as one line ``policy, coach: x``."""
+    subjects: dict[str, list[str]] = {}
+    for line in lines:
+        subject, colon, text = line.partition(": ")
+        subjects.setdefault(text if colon else line, []).extend([subject] if colon else [])
+    return [f"{', '.join(names)}: {text}" if names else text for text, names in subjects.items()]
 
 
 def spent(cost: Mapping[str, Mapping[str, Any]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from lightningrun.cli import options
+from lightningrun.cli.summaries import UI_PORT, mirror_lines
 from lightningrun.errors import ExitCode
 
 
@@ -19,19 +20,19 @@ def doctor(recipe: str | None, call: bool, runs_dir: str) -> int:
     bad = False
     for level, subject, finding in examine(recipe, call, runs_dir):
         mark, color = {"ok": ("ok  ", "green"), "note": ("note", "yellow"), "bad": ("BAD ", "red")}[level]
-        click.echo(f"{click.style(mark, fg=color)}  {subject:<12}  {finding}")
+        click.echo(f"{click.style(mark, fg=color)}  {subject:<18}  {finding}")
         bad = bad or level == "bad"
     return ExitCode.MISSING if bad else ExitCode.OK
 
 
 @click.command("ui", short_help="Open MLflow on the runs folder's store.")
 @options.runs_dir_option
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port on loopback (default: a free one).")
+@click.option("--port", type=click.IntRange(1, 65535), default=UI_PORT, show_default=True, help="First port to try.")
 def ui(runs_dir: str, port: int) -> int:
     """Serve the MLflow store on loopback and print the link to the comparison of runs. Ctrl-C ends it."""
-    from lightningrun.tracking import ui as tracking_ui
+    from lightningrun.tracking.ui import serve
 
-    return int(tracking_ui.serve(runs_dir, port=port) or 0)
+    return serve(runs_dir, port=port, say=click.echo)
 
 
 @click.command("sync", short_help="Send what MLflow still lacks of a run.")
@@ -39,13 +40,12 @@ def ui(runs_dir: str, port: int) -> int:
 @options.runs_dir_option
 def sync(run: str, runs_dir: str) -> int:
     """Mirror what is missing of RUN (default: the latest) into MLflow; doing it twice changes nothing."""
-    from lightningrun.cli import summaries
-    from lightningrun.tracking import sync as tracking_sync
+    from lightningrun.tracking.sync import sync as complete
 
-    state = tracking_sync.sync(options.find_run(run, runs_dir))
-    for line in summaries.mirror_lines(state):
+    state = complete(options.find_run(run, runs_dir))
+    for line in mirror_lines(state):
         click.echo(line)
-    return ExitCode.OK if state.stored >= state.emitted else ExitCode.STAGE_FAILED
+    return ExitCode.OK if state.complete else ExitCode.STAGE_FAILED
 
 
 @click.command("completion", short_help="Print a completion script for a shell.")

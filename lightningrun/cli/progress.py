@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from lightningrun.cli.formats import count, duration, headline, number, spent, usd
+from lightningrun.cli.formats import count, duration, headline, merged, number, spent, usd
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -30,8 +30,8 @@ def describe(event: Event, verbose: bool) -> Iterator[tuple[str, str]]:
     kind = event["kind"]
     if kind in ("run_started", "run_resumed"):
         yield "bold", f"{'resuming' if kind == 'run_resumed' else 'run'} {event.get('run', '')}"
-        yield from (("bold yellow", f"note: {note}") for note in event.get("notes") or ())
-        yield from (("yellow", f"warning: {text}") for text in event.get("warnings") or ())
+        yield from (("bold yellow", f"note: {note}") for note in merged(event.get("notes") or ()))
+        yield from (("yellow", f"warning: {text}") for text in merged(event.get("warnings") or ()))
         yield from (("", f"changed: {text}") for text in event.get("changes") or ())
     elif kind == "stage_started" and verbose:
         yield "", f"  {_name(event)} starts: {event.get('reason', '')}"

@@ -18,25 +18,27 @@ from lightningrun.errors import UsageError
 if TYPE_CHECKING:
     from lightningrun.tracking.summary import RunSummary
 
-COLUMNS = ("run", "status", "baseline", "final", "gain", "rollouts", "calls", "cost", "time")
+COLUMNS = ("run", "status", "baseline", "final", "gain", "95% interval", "rollouts", "calls", "cost", "time")
 _NUMBERS = COLUMNS[2:]
 
 
 @click.command("runs", short_help="List runs, oldest first.")
+@click.option("-n", "last", type=click.IntRange(1), default=20, show_default=True, help="How many of the newest.")
 @options.runs_dir_option
 @options.json_option("As JSON.")
-def runs(runs_dir: str, as_json: bool) -> None:
-    """List the runs of a folder, oldest first, with what came of each."""
+def runs(last: int, runs_dir: str, as_json: bool) -> None:
+    """List the newest runs of a folder, oldest first, with what came of each."""
     from lightningrun import runner
     from lightningrun.tracking.summary import summarise
 
-    found = [summarise(path) for path in runner.list_runs(Path(runs_dir)) if (path / "journal.jsonl").is_file()]
+    folders = [path for path in runner.list_runs(Path(runs_dir)) if (path / "journal.jsonl").is_file()]
+    found = [summarise(path) for path in folders[-last:]]
     if as_json:
         click.echo(json.dumps([_brief(run) for run in found], indent=1, default=str))
     elif not found:
         click.echo(f"no run in {runs_dir}; start one: lightningrun RECIPE", err=True)
     else:
-        _print_table([_row(run) for run in found])
+        _print_table([_row(run, "run", "status", "baseline", "final", "gain", "cost", "time") for run in found])
 
 
 @click.command("show", short_help="The summary of a run.")
@@ -120,7 +122,9 @@ def compare(references: tuple[str, ...], style: str, runs_dir: str) -> None:
         raise UsageError("compare needs two runs or more", hint="`lightningrun runs` lists them")
     found = [summarise(folder) for folder in folders]
     varying = _varying(folders)
-    rows = [_row(run) | {key: number(values[i]) for key, values in varying.items()} for i, run in enumerate(found)]
+    rows = [
+        _row(run, *COLUMNS) | {key: number(values[i]) for key, values in varying.items()} for i, run in enumerate(found)
+    ]
     if style == "json":
         briefs = [_brief(run) | {"differs": {k: v[i] for k, v in varying.items()}} for i, run in enumerate(found)]
         click.echo(json.dumps(briefs, indent=1, ensure_ascii=False, default=str))
@@ -204,15 +208,18 @@ def _resolved(folder: Path) -> dict[str, Any]:
 
 def _prompts(folder: Path) -> tuple[dict[str, str], dict[str, str], str]:
     """(prompts that ship, prompts at the start, a note if the search's winner was not promoted)."""
+    from lightningrun.runfolder import RunFolder
     from lightningrun.tracking.summary import summarise
+    from lightningrun.types import ArtifactKind
 
     declared = _resolved(folder).get("agent", {}).get("prompts") or {}
     seed = {name: p if isinstance(p, str) else p.get("text") or "" for name, p in declared.items()}
     run, best = summarise(folder), dict(seed)
     for stage in run.stages:
-        for output in stage.outputs.values():
-            if output.get("kind") == "prompts" and output.get("value"):
-                best.update(output["value"])
+        state = RunFolder(folder).read_state(stage.id)
+        for artifact in state.stage_result().outputs.values() if state is not None and state.done else ():
+            if artifact.kind is ArtifactKind.PROMPTS:
+                best.update(artifact.value or {})
     kept = [change.name for change in run.prompts if not change.promoted and change.best != change.seed]
     note = f"note: the search's {', '.join(kept)} did not win beyond chance; this is the prompt it began with"
     return best, seed, note if kept else ""
@@ -263,17 +270,17 @@ def _print_diff(lines: list[str], indent: str = "  ") -> None:
         click.secho(f"{indent}{line}", fg=colors.get(line[:1]))
 
 
-def _row(run: RunSummary) -> dict[str, str]:
+def _row(run: RunSummary, *columns: str) -> dict[str, str]:
     """A run as one line of a table."""
     head, totals = run.headline, run.totals
-    scores = {"baseline": "", "final": "", "gain": ""}
+    row = {"run": run.run, "status": run.status, "baseline": "", "final": "", "gain": "", "95% interval": ""}
     if head is not None:
-        for name in ("baseline", "final"):
-            value = getattr(head, name)
-            scores[name] = "" if value is None else number(value)
-        scores["gain"] = "" if head.gain is None else f"{head.gain:+.3f}{interval(head.low, head.high)}"
-    spent = {"rollouts": count(totals.rollouts), "calls": count(totals.llm_calls), "cost": usd(totals.usd)}
-    return {"run": run.run, "status": run.status, **scores, **spent, "time": duration(run.duration_s)}
+        row |= {name: number(value) for name in ("baseline", "final") if (value := getattr(head, name)) is not None}
+        row["gain"] = "" if head.gain is None else f"{head.gain:+.3f}"
+        row["95% interval"] = interval(head.low, head.high).strip()
+    row |= {"rollouts": count(totals.rollouts), "calls": count(totals.llm_calls), "cost": usd(totals.usd)}
+    row["time"] = duration(run.duration_s)
+    return {column: row[column] for column in columns}
 
 
 def _brief(run: RunSummary) -> dict[str, Any]:

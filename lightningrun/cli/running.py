@@ -12,7 +12,7 @@ from lightningrun.errors import ExitCode
 
 if TYPE_CHECKING:
     from lightningrun.cli.progress import View
-    from lightningrun.runner import RunResult
+    from lightningrun.execution import RunResult
 
 
 @click.command("run", cls=options.OptionalForce, short_help="Run a recipe.")

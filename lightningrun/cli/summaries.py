@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightningrun.cli.formats import count, duration, headline, interval, number, plural, usd
+from lightningrun.cli.formats import count, duration, headline, interval, merged, number, plural, usd
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
     from lightningrun.tracking.comparison import Headline
+    from lightningrun.tracking.mirror import MirrorState
     from lightningrun.tracking.summary import RunSummary, StageSummary
 
 MAX_WIDTH = 120
+UI_PORT = 5000
+"""Where `lightningrun ui` serves unless told otherwise."""
 _STATUS_STYLES = {
     "succeeded": "green",
     "reused": "green",
@@ -27,11 +30,11 @@ _STATUS_STYLES = {
 
 
 def console() -> Console:
-    """Standard output; a file or a pipe gets 100 columns and no colours."""
+    """Standard output; a file or a pipe gets full width and no colours."""
     from rich.console import Console
 
     plain = Console(highlight=False, markup=False, emoji=False)
-    width = min(plain.width, MAX_WIDTH) if sys.stdout.isatty() else 100
+    width = min(plain.width, MAX_WIDTH) if sys.stdout.isatty() else MAX_WIDTH
     return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
@@ -46,7 +49,7 @@ def grid(*headings: str, right: Sequence[str] = (), fold: str = "") -> Table:
     return table
 
 
-def show_run(run_dir: Path, mirror: Any = None) -> None:
+def show_run(run_dir: Path, mirror: MirrorState | None = None) -> None:
     """Everything that a person wants to know of a run, on one screen."""
     from lightningrun.tracking.summary import summarise
 
@@ -72,10 +75,8 @@ def _show_title(out: Console, run: RunSummary) -> None:
     title = Text.assemble((run.name, "bold"), "  ", (run.status, _STATUS_STYLES.get(run.status, "")))
     title.append(f" in {duration(run.duration_s)}" + (f", {plural(run.attempts, 'sitting')}" * (run.attempts > 1)))
     out.print(title)
-    for note in run.notes:
+    for note in merged(run.notes):
         out.print(f"note: {note}", style="bold yellow")
-    for warning in run.warnings:
-        out.print(f"warning: {warning}", style="yellow")
     if run.error and run.status != "succeeded":
         out.print(run.error, style="red")
 
@@ -172,7 +173,9 @@ def _show_costs(out: Console, run: RunSummary) -> None:
     out.print(table)
 
 
-def _show_paths(out: Console, run: RunSummary, mirror: Any) -> None:
+def _show_paths(out: Console, run: RunSummary, mirror: MirrorState | None) -> None:
+    from lightningrun.tracking.mirror import current_state
+
     table = grid("", "", fold="")
     table.add_row("run", shorten(run.path))
     if "report.html" in run.paths:
@@ -180,7 +183,7 @@ def _show_paths(out: Console, run: RunSummary, mirror: Any) -> None:
     for name, path in run.paths.items():
         if name.startswith("prompt "):
             table.add_row(name, shorten(path))
-    for line in mirror_lines(mirror or run.mirror):
+    for line in mirror_lines(mirror or current_state(run.path)):
         table.add_row("mlflow", line)
     out.print()
     out.print(table)
@@ -190,23 +193,15 @@ def _show_paths(out: Console, run: RunSummary, mirror: Any) -> None:
     out.print(f"next: {shown[0]}", *(f"\n      {text}" for text in [*shown[1:], f"lightningrun ui{elsewhere}"]), sep="")
 
 
-def _as_mapping(mirror: Any) -> Mapping[str, Any]:
-    import dataclasses
+def mirror_lines(state: MirrorState) -> list[str]:
+    """How much of a run MLflow has, and where to look."""
+    if not state.uri:
+        return [state.note] if state.note else []
+    from lightningrun.tracking.store import page
 
-    return dataclasses.asdict(mirror) if dataclasses.is_dataclass(mirror) and not isinstance(mirror, type) else {}
-
-
-def mirror_lines(mirror: Any) -> list[str]:
-    if not mirror:
-        return []
-    lines = []
-    if mirror.get("emitted") is not None:
-        lines.append(f"{mirror.get('stored', 0):,} of {mirror['emitted']:,} records stored in {mirror.get('uri', '')}")
-    if mirror.get("deep_link"):
-        lines.append(str(mirror["deep_link"]))
-    if mirror.get("note"):
-        lines.append(str(mirror["note"]))
-    return lines
+    have = f"{state.stored:,} of {state.emitted:,} records stored in {state.uri}"
+    link = state.deep_link or f"http://127.0.0.1:{UI_PORT}{page(state.experiment_id)}  (while `lightningrun ui` runs)"
+    return [line for line in (have, link if state.experiment_id else "", state.note) if line]
 
 
 def shorten(path: str | Path) -> str:
