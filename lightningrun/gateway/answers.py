@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from lightningrun.models.provider import dumps
 from lightningrun.types import Json
 
 if TYPE_CHECKING:
@@ -63,15 +64,11 @@ def models(roles: Mapping[str, Role]) -> web.Response:
 
 def event(data: Mapping[str, Json]) -> bytes:
     """One server-sent event."""
-    return b"data: " + _dumps(data) + b"\n\n"
-
-
-def _dumps(data: Mapping[str, Json]) -> bytes:
-    return json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "backslashreplace")
+    return b"data: " + dumps(data) + b"\n\n"
 
 
 def _json(data: Mapping[str, Json], status: int, headers: Mapping[str, str] | None = None) -> web.Response:
-    return web.Response(body=_dumps(data), status=status, content_type="application/json", headers=headers)
+    return web.Response(body=dumps(data), status=status, content_type="application/json", headers=headers)
 
 
 def _refuse_constant(name: str) -> Any:

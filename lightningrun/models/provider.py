@@ -16,6 +16,9 @@ BYTES_PER_TOKEN = 4
 """What a token is taken to be where nobody counted: close for English text, too few tokens for other scripts."""
 
 
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
 class Provider(Protocol):
     """What answers chat requests. Raises ``ModelError`` (nothing else) and ends within ``timeout_s``, body included."""
 
@@ -46,7 +49,7 @@ class RefusedRequest(ModelError):
 
 def dumps(body: Json) -> bytes:
     """JSON as it is sent: key order kept, because a model sees the order of a tool's parameters."""
-    return json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "backslashreplace")
+    return _encode(body).encode("utf-8", "backslashreplace")
 
 
 def checked(completion: Any, where: str) -> Body:
