@@ -63,13 +63,10 @@ def make_splits() -> dict[str, list[dict[str, Any]]]:
         decks = [(template, _deck(template, rng)) for template in templates]
         for split, sizes in SIZES.items():
             rows = _promised(templates, used) if split == "test" else []
-            for template, values in _in_turn(decks):
+            for template, values in _in_turn(decks, used, databases):
+                rows.append(_row(template, values, template.ask(values, rng)))
                 if len(rows) == sizes[level]:
                     break
-                sql = template.query(values)
-                if sql not in used and has_one_answer(sql, values, databases):
-                    used.add(sql)
-                    rows.append(_row(template, values, template.ask(values, rng)))
             splits[split] += rows
     for split, rows in splits.items():
         rng.shuffle(rows)
@@ -111,11 +108,19 @@ def _deck(template: Template, rng: random.Random) -> list[Values]:
     return values
 
 
-def _in_turn(decks: list[tuple[Template, list[Values]]]) -> Iterator[tuple[Template, Values]]:
+def _in_turn(
+    decks: list[tuple[Template, list[Values]]], used: set[str], databases: list[Database]
+) -> Iterator[tuple[Template, Values]]:
+    """One usable combination of each template in turn, while any has one left."""
     while any(deck for _, deck in decks):
         for template, deck in decks:
-            if deck:
-                yield template, deck.pop()
+            while deck:
+                values = deck.pop()
+                sql = template.query(values)
+                if sql not in used and has_one_answer(sql, values, databases):
+                    used.add(sql)
+                    yield template, values
+                    break
 
 
 def _promised(templates: tuple[Template, ...], used: set[str]) -> list[dict[str, Any]]:

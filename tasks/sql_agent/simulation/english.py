@@ -133,8 +133,10 @@ def _player(question: str) -> str:
     """The longest capitalised name that is no country, format or opening word."""
     nations = re.compile("|".join(COUNTRIES.values()), re.IGNORECASE)
     best = ""
-    for run in _CAPITALS.findall(question):
-        words = run.removesuffix("'s").split()
+    for found in _CAPITALS.finditer(question):
+        words = found.group().removesuffix("'s").split()
+        if found.start() == 0 and len(words) == 1 and not found.group().endswith("'s"):
+            continue
         while words and words[0].lower() in _NOT_NAMES:
             words = words[1:]
         while words and words[-1].lower() in _NOT_NAMES:
@@ -215,7 +217,9 @@ def _read_computation(text: str, meaning: Meaning) -> None:
         meaning.aggregate = "SUM"
     elif re.search(counted, text):
         meaning.count = True
-    elif not re.search(rf"\bwho\b|\bwhich\b|{_PEOPLE} (?:\w+ )*with|\d {_PEOPLE}", text) and not _RANKED.search(text):
+    elif not re.search(
+        rf"\bwho\b|\bwhich\b|{_PEOPLE} (?:\w+ )*with|\d {_PEOPLE}|\btop \d", text
+    ) and not _RANKED.search(text):
         if re.search(rf"\b{_MOST}\b", text):
             meaning.aggregate = "MAX"
         elif re.search(rf"\b{_FEWEST}\b", text):
@@ -235,7 +239,10 @@ def _read_ranking(text: str, meaning: Meaning) -> None:
     if re.search(rf"^(?:what|give|find)\b.*\b(?:{_MOST}|{_FEWEST})\b", text) and not meaning.per_country:
         return
     meaning.direction = "DESC" if down else "ASC"
-    number = re.search(rf"\b(?:{_MOST} )?(\d{{1,2}})(?: {_MOST}| homeland)? {_PEOPLE}|{_MOST} (\d{{1,2}})\b", text)
+    number = re.search(
+        rf"\b(?:{_MOST} )?(\d{{1,2}})(?: {_MOST}| homeland)? {_PEOPLE}|{_MOST} (\d{{1,2}})\b|\b(\d{{1,2}}) {_MOST}",
+        text,
+    )
     meaning.limit = int(next(g for g in number.groups() if g)) if number else 1
     if meaning.per_country and not meaning.aggregate:
         meaning.count = bool(re.search(rf"{_MOST} {_PEOPLE}|{_FEWEST} {_PEOPLE}", text)) or not meaning.metric
