@@ -200,7 +200,8 @@ def apply_overrides(composition: Composition, overrides: Sequence[str], masker: 
             composition.problems.append(Problem(refused.problem.message, place))
             continue
         composition.problems += [Problem(problem.message, place, hint=problem.hint) for problem in found]
-        _lay(composition, key.split("."), node, place)
+        if not found:
+            _lay(composition, key.split("."), node, place)
 
 
 def _shown(key: str, override: str, masker: Masker) -> str:

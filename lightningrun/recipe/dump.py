@@ -29,6 +29,8 @@ def _text(dumper: Any, value: str) -> Any:
 
 def _float(dumper: Any, value: float) -> Any:
     text = repr(value)
+    if "." not in text:
+        text = text.replace("e", ".0e")  # the form that the emitter, too, takes for a float, so that it adds no tag
     if value != value or value in (float("inf"), float("-inf")):
         text = {"nan": ".nan", "inf": ".inf", "-inf": "-.inf"}[text]
     return dumper.represent_scalar("tag:yaml.org,2002:float", text)

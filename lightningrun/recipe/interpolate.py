@@ -14,8 +14,9 @@ from lightningrun.recipe.compose import KeyPath, dotted
 from lightningrun.recipe.suggest import did_you_mean
 
 _MAX_WEIGHT = 1 << 20
-_EVALUATION = 400
-"""Weight of resolving one text, in characters: its time, put as a length."""
+_EVALUATION = 1000
+"""Weight of resolving one text, in characters: its time (about 0.3 ms), put as a length."""
+_MAX_CHAIN = 20
 _WORD = re.compile(r"[\w-]+(?:\.[\w-]+)*\.?")
 _RELATIVE = re.compile(r"\$\{\s*(\.+)([\w.-]*)")
 _PLAIN_REFERENCE = re.compile(r"\$\{\s*([A-Za-z_][\w-]*(?:\.[\w-]+)*)\s*\}")
@@ -46,7 +47,10 @@ def resolve(tree: dict[str, Any], note: Note) -> tuple[dict[str, Any], set[KeyPa
     texts = {path: text for path, text in leaves(tree) if isinstance(text, str) and "${" in text}
     if not texts:
         return tree, set()
-    failed = _Weigher(tree, texts, note).failed()
+    weigher = _Weigher(tree, texts, note)
+    failed = weigher.failed()
+    if weigher.too_heavy:
+        return tree, set(texts)
     readable = _replaced(tree, dict.fromkeys(failed, ""))
     config = _config(readable, texts, failed, note)
     values: dict[KeyPath, Any] = dict.fromkeys(failed, None)
@@ -158,16 +162,17 @@ class _Weigher:
         self.weights: dict[KeyPath, float] = {}
         self.open: set[KeyPath] = set()
         self.bad: set[KeyPath] = set()
+        self.too_heavy = False
 
     def failed(self) -> set[KeyPath]:
+        """Texts that lead back to themselves; sets ``too_heavy`` if nothing should be resolved at all."""
+        total = 0.0
         for path in self.texts:
-            try:
-                heavy = self._weigh(path) > _MAX_WEIGHT
-            except RecursionError:
-                heavy = True
-            if heavy and path not in self.bad:
-                self.bad.add(path)
+            total += self._weigh(path)
+            if total > _MAX_WEIGHT:
+                self.too_heavy = True
                 self.note(path, f"{dotted(path)}: its ${{...}} expand to too much", "")
+                break
         return self.bad
 
     def _weigh(self, path: KeyPath) -> float:
@@ -179,6 +184,8 @@ class _Weigher:
                 self.bad.add(path)
                 self.note(path, f"{dotted(path)}: its ${{...}} leads back to itself", "")
             return 0.0
+        if len(self.open) >= _MAX_CHAIN:
+            return float("inf")
         if path not in self.weights:
             self.open.add(path)
             below = [leaf for named in self._named(path, text) for leaf, _ in leaves(_get(self.tree, named), named)]

@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from lightningrun.errors import Problem
 
 MAX_BYTES = 1 << 20
-MAX_NODES = 10_000
+MAX_NODES = 5_000
 """Keys and values of one document, those repeated by aliases counted each time."""
 MAX_DEPTH = 50
 
@@ -48,8 +48,7 @@ def core_scalar(text: str) -> Any:
     return float("nan") if text in _NANS else text
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(NamedTuple):
     """A place in a text; both count from 1."""
 
     line: int
@@ -115,14 +114,14 @@ def parse(text: str, file: str, problems: list[Problem]) -> Node:
         if error.problem and error.context:
             message += f" ({error.context})"
         raise Refused(Problem(message, file, at.line + 1 if at else 0, at.column + 1 if at else 0)) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeEncodeError) as error:
         raise Refused(_unreadable(text, file, error)) from None
     finally:
         if loader is not None:
             loader.dispose()
 
 
-def _unreadable(text: str, file: str, error: yaml.YAMLError) -> Problem:
+def _unreadable(text: str, file: str, error: Exception) -> Problem:
     found = re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]", text)
     if found is None:
         return Problem(f"not YAML: {str(error).splitlines()[0]}", file)
@@ -182,7 +181,7 @@ class _Builder:
 
     def _scalar(self, event: Any, mark: Mark) -> None:
         self._tag(event.tag, mark)
-        plain = event.implicit[0] and event.style in (None, "")
+        plain = not event.style
         is_key = bool(self.stack) and self.stack[-1].mapping and self.stack[-1].key is None
         node = Node(event.value if is_key or not plain else core_scalar(event.value), mark)
         if event.anchor is not None:
@@ -213,7 +212,7 @@ class _Builder:
             self._place(Node(target.value, mark, target.size, target.depth))
 
     def _place(self, node: Node) -> None:
-        self.nodes += node.size if isinstance(node.value, (dict, list)) and not node.value else 1
+        self.nodes += 1
         if not self.stack:
             self.root = node
             return

@@ -55,6 +55,10 @@ def _note_all(
     grouped: dict[KeyPath, list[Any]] = {}
     for entry in error.errors(include_url=False, include_context=True):
         grouped.setdefault(_data_path(entry["loc"], data), []).append(entry)
+    unknown: dict[KeyPath, list[str | int]] = {}
+    for path, entries in grouped.items():
+        if entries[0]["type"] == "extra_forbidden":
+            unknown.setdefault(path[:-1], []).append(path[-1])
     for path, entries in grouped.items():
         if any(len(other) > len(path) and other[: len(path)] == path for other in grouped) and len(entries) > 1:
             continue
@@ -71,11 +75,13 @@ def _note_all(
                 hint = "YAML 1.2 has no merge keys: use 'extends', or ${...} to repeat a value"
             composition.note(full, f"unknown key '{path[-1]}' {where}", hint, at_key=True)
         elif kind == "missing":
+            if any(nearest(str(key), [str(path[-1])]) for key in unknown.get(path[:-1], ())):
+                continue
             where = f"in '{dotted(full[:-1])}'" if full[:-1] else "in the recipe"
             composition.note(full[:-1], f"missing key '{path[-1]}' {where}", at_key=True)
         else:
             value = _get(data, path)
-            composition.note(full, *_complaint(full, entries, value, masker))
+            composition.note(full, *_complaint(full, entries, value, masker), at_key=isinstance(value, dict))
     return wrong
 
 
