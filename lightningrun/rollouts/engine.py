@@ -99,6 +99,7 @@ class RolloutEngine:
             self._failure = self._failure or StageFailed(f"stage {self._stage} was interrupted")
             _, pending = await asyncio.wait(workers, timeout=_DRAIN_S)
             await _cancelled(pending)
+            await asyncio.gather(*workers, return_exceptions=True)  # they all failed, and this is why: nobody else asks
             raise
         failures = [error for task in done if (error := task.exception()) is not None]
         if not failures:
