@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lightningrun.errors import Problem
 from lightningrun.recipe import locate, when
-from lightningrun.recipe.compose import Composition, KeyPath, dotted
+from lightningrun.recipe.compose import Composition
 from lightningrun.recipe.model import Recipe, StageConfig
 from lightningrun.recipe.suggest import did_you_mean
+from lightningrun.recipe.trees import KeyPath, block, dotted
 from lightningrun.types import ArtifactKind
 
 if TYPE_CHECKING:
@@ -88,8 +89,7 @@ def check_names(tree: Mapping[str, Any], composition: Composition) -> None:
             ("name",), f"name: {name[:80]!r} cannot be a file name", "use letters, digits, '.', '_' and '-'"
         )
     for path in (("stages",), ("models",), ("agent", "prompts"), ("task", "data")):
-        block = _block(tree, path)
-        for key in block:
+        for key in block(tree, *path):
             if not _NAME.fullmatch(key):
                 message = f"{dotted(path)}: {key[:80]!r} cannot be a name here"
                 composition.note((*path, key), message, "use letters, digits, '_' and '-'", at_key=True)
@@ -98,10 +98,10 @@ def check_names(tree: Mapping[str, Any], composition: Composition) -> None:
 def check_callables(tree: Mapping[str, Any], composition: Composition, root: Path, wrong: set[KeyPath]) -> None:
     """Entrypoint, reward function and python models exist, seen without importing them."""
     places: list[tuple[KeyPath, Any]] = [
-        (("agent", "entrypoint"), _block(tree, ("agent",)).get("entrypoint")),
-        (("reward", "function"), _block(tree, ("reward",)).get("function")),
+        (("agent", "entrypoint"), block(tree, "agent").get("entrypoint")),
+        (("reward", "function"), block(tree, "reward").get("function")),
     ]
-    for role, model in _block(tree, ("models",)).items():
+    for role, model in block(tree, "models").items():
         if isinstance(model, dict) and model.get("provider") == "python":
             places.append((("models", role, "name"), model.get("name")))
     for path, entrypoint in places:
@@ -128,9 +128,9 @@ class _Pipeline:
         self.composition = composition
         self.wrong = wrong
         self.specs = specs
-        self.models = _block(tree, ("models",))
-        self.splits = _block(tree, ("task", "data"))
-        self.stages = _block(tree, ("stages",))
+        self.models = block(tree, "models")
+        self.splits = block(tree, "task", "data")
+        self.stages = block(tree, "stages")
         self.order = list(self.stages)
 
     def check(self, configs: Mapping[str, StageConfig]) -> None:
@@ -236,11 +236,3 @@ class _Pipeline:
     @staticmethod
     def _path(stage: str, key: str) -> KeyPath:
         return ("stages", stage, *(int(part) if part.isdecimal() else part for part in key.split(".")))
-
-
-def _block(tree: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    """The mapping at ``path``, or an empty one if there is none there."""
-    value: Any = tree
-    for key in path:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value if isinstance(value, dict) else {}

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from lightningrun.errors import Problem
-from lightningrun.recipe.source import MAX_BYTES, Node, Refused, parse, read_text
+from lightningrun.recipe.leaks import is_key_like
+from lightningrun.recipe.source import MAX_BYTES, Mark, Node, Refused, parse, read_text
 from lightningrun.recipe.suggest import did_you_mean
+from lightningrun.recipe.trees import KeyPath, dotted
 from lightningrun.secrets import MASK, Masker
-
-KeyPath = tuple[str | int, ...]
 
 _MAX_FILES = 32
 _NAMED_BLOCKS = frozenset[KeyPath]((("stages",), ("models",), ("agent", "prompts")))
@@ -205,8 +205,6 @@ def apply_overrides(composition: Composition, overrides: Sequence[str], masker: 
 
 
 def _shown(key: str, override: str, masker: Masker) -> str:
-    from lightningrun.recipe.leaks import is_key_like
-
     return f"{key}={MASK}" if is_key_like(key.split(".")[-1]) else masker.mask(override)
 
 
@@ -250,15 +248,9 @@ def _lay(composition: Composition, keys: list[str], node: Node, place: str) -> N
 
 
 def _unmark(node: Node) -> None:
-    from lightningrun.recipe.source import Mark
-
     node.mark = Mark(0, 0)
     if isinstance(node.value, dict):
         node.value = {key: (Mark(0, 0), inner) for key, (_, inner) in node.value.items()}
     inner_nodes = [pair[1] for pair in node.value.values()] if isinstance(node.value, dict) else node.value
     for inner in inner_nodes if isinstance(inner_nodes, list) else ():
         _unmark(inner)
-
-
-def dotted(path: Sequence[str | int]) -> str:
-    return ".".join(str(key) for key in path)

@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lightningrun.recipe.compose import KeyPath, dotted
 from lightningrun.recipe.suggest import did_you_mean
+from lightningrun.recipe.trees import KeyPath, dotted, get, leaves, replaced
 
 _MAX_WEIGHT = 1 << 20
 _EVALUATION = 1000
@@ -23,18 +23,6 @@ _PLAIN_REFERENCE = re.compile(r"\$\{\s*([A-Za-z_][\w-]*(?:\.[\w-]+)*)\s*\}")
 _INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
 
 Note = Callable[[KeyPath, str, str], None]
-
-
-def leaves(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
-    """Every scalar of a tree with its path."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from leaves(inner, (*path, key))
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            yield from leaves(inner, (*path, index))
-    else:
-        yield path, value
 
 
 def escape(text: str) -> str:
@@ -51,12 +39,12 @@ def resolve(tree: dict[str, Any], note: Note) -> tuple[dict[str, Any], set[KeyPa
     failed = weigher.failed()
     if weigher.too_heavy:
         return tree, set(texts)
-    readable = _replaced(tree, dict.fromkeys(failed, ""))
+    readable = replaced(tree, dict.fromkeys(failed, ""))
     config = _config(readable, texts, failed, note)
     values: dict[KeyPath, Any] = dict.fromkeys(failed, None)
     for path in texts:
         values[path] = texts[path] if path in failed else _value(config, path, texts[path], tree, failed, note)
-    return _replaced(tree, values), failed
+    return replaced(tree, values), failed
 
 
 def _config(tree: dict[str, Any], texts: dict[KeyPath, str], failed: set[KeyPath], note: Note) -> Any:
@@ -72,7 +60,7 @@ def _config(tree: dict[str, Any], texts: dict[KeyPath, str], failed: set[KeyPath
             except OmegaConfBaseException:
                 failed.add(path)
                 note(path, f"{dotted(path)}: '{_short(text)}' is not a complete ${{...}}", "write \\${ for a plain ${")
-        return OmegaConf.create(_replaced(tree, dict.fromkeys(failed, "")))
+        return OmegaConf.create(replaced(tree, dict.fromkeys(failed, "")))
 
 
 def _value(config: Any, path: KeyPath, text: str, tree: Any, failed: set[KeyPath], note: Note) -> Any:
@@ -108,7 +96,7 @@ def _reason(error: Exception) -> str:
 def _blames_another(text: str, tree: Any) -> bool:
     """Whether ``text`` fails only because a text that it reads fails, which is reported there."""
     references = _PLAIN_REFERENCE.findall(text)
-    texts = [value for name in references for _, value in leaves(_get(tree, tuple(name.split("."))))]
+    texts = [value for name in references for _, value in leaves(get(tree, tuple(name.split("."))))]
     return len(references) == text.count("${") and any(isinstance(t, str) and "${" in t for t in texts)
 
 
@@ -116,20 +104,9 @@ def _short(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _get(tree: Any, path: KeyPath) -> Any:
-    for key in path:
-        if isinstance(tree, list) and str(key).isdecimal() and int(key) < len(tree):
-            tree = tree[int(key)]
-        elif isinstance(tree, dict) and key in tree:
-            tree = tree[key]
-        else:
-            raise KeyError(key)
-    return tree
-
-
 def _exists(tree: Any, name: str) -> bool:
     try:
-        _get(tree, tuple(name.split(".")))
+        get(tree, tuple(name.split(".")))
         return True
     except KeyError:
         return False
@@ -140,16 +117,6 @@ def _all_paths(tree: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
         for key, inner in tree.items():
             yield (*path, key)
             yield from _all_paths(inner, (*path, key))
-
-
-def _replaced(value: Any, values: dict[KeyPath, Any], path: KeyPath = ()) -> Any:
-    if path in values:
-        return values[path]
-    if isinstance(value, dict):
-        return {key: _replaced(inner, values, (*path, key)) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_replaced(inner, values, (*path, index)) for index, inner in enumerate(value)]
-    return value
 
 
 class _Weigher:
@@ -178,7 +145,7 @@ class _Weigher:
     def _weigh(self, path: KeyPath) -> float:
         text = self.texts.get(path)
         if text is None:
-            return float(len(str(_get(self.tree, path))))
+            return float(len(str(get(self.tree, path))))
         if path in self.open:
             if path not in self.bad:
                 self.bad.add(path)
@@ -188,7 +155,7 @@ class _Weigher:
             return float("inf")
         if path not in self.weights:
             self.open.add(path)
-            below = [leaf for named in self._named(path, text) for leaf, _ in leaves(_get(self.tree, named), named)]
+            below = [leaf for named in self._named(path, text) for leaf, _ in leaves(get(self.tree, named), named)]
             self.weights[path] = _EVALUATION + len(text) + sum(self._weigh(leaf) for leaf in below)
             self.open.discard(path)
         return self.weights[path]
@@ -205,7 +172,7 @@ class _Weigher:
 
     def _prefix(self, wanted: KeyPath) -> Iterator[KeyPath]:
         try:
-            _get(self.tree, wanted)
+            get(self.tree, wanted)
             yield tuple(
                 int(k) if isinstance(k, str) and k.isdecimal() and not self._in_dict(wanted[:i], k) else k
                 for i, k in enumerate(wanted)
@@ -214,7 +181,7 @@ class _Weigher:
             return
 
     def _in_dict(self, path: KeyPath, key: str) -> bool:
-        return isinstance(_get(self.tree, path), dict)
+        return isinstance(get(self.tree, path), dict)
 
 
 def _insides(text: str) -> Iterator[str]:

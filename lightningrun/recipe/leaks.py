@@ -6,8 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from lightningrun.recipe.compose import KeyPath, dotted
-from lightningrun.recipe.interpolate import leaves
+from lightningrun.recipe.trees import KeyPath, dotted, leaves
 from lightningrun.secrets import Masker, is_secret_name
 
 _KEY_LIKE = re.compile(r"(?:^|[_-]|(?<=[a-z]))(?:key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)

@@ -14,18 +14,17 @@ from lightningrun.recipe import checks, leaks
 from lightningrun.recipe.checks import Specs
 from lightningrun.recipe.compose import (
     Composition,
-    KeyPath,
     Setting,
     apply_overrides,
     compose_file,
     compose_text,
-    dotted,
     shown_path,
 )
 from lightningrun.recipe.interpolate import resolve
 from lightningrun.recipe.model import Recipe, StageConfig
 from lightningrun.recipe.source import Refused, read_text
 from lightningrun.recipe.suggest import did_you_mean
+from lightningrun.recipe.trees import KeyPath, block, dotted, leaves
 from lightningrun.recipe.validate import validate
 from lightningrun.secrets import Masker
 
@@ -46,7 +45,7 @@ class LoadedRecipe:
     """Plain values: ``${...}`` filled in, prompt files read, data paths absolute. Needs no other file but the data."""
     overrides: tuple[str, ...]
     sources: tuple[Path, ...]
-    """Every recipe file that was read, the extended ones first."""
+    """Every recipe file that was read, the recipe's own first."""
     digest: str
     """Of what can change a result: not of descriptions, tracking, workers or where files lie."""
     composition: Composition
@@ -167,8 +166,6 @@ class _Loading:
 
     def _unset(self, tree: dict[str, Any]) -> None:
         """Defaults that are made of other values, and values that a base recipe left to be set."""
-        from lightningrun.recipe.interpolate import leaves
-
         for path, value in leaves(tree):
             if value == "???":
                 self.wrong.add(path)
@@ -179,19 +176,17 @@ class _Loading:
 
     def _paths(self, tree: dict[str, Any]) -> None:
         """Make data paths absolute and read prompt files, relative to the layer that named them."""
-        data = tree.get("task", {}).get("data") if isinstance(tree.get("task"), dict) else None
-        if isinstance(data, dict):
-            for split, name in data.items():
-                path = ("task", "data", split)
-                if isinstance(name, str) and path not in self.wrong:
-                    data[split] = str(self._resolve_path(path, name))
-        prompts = tree.get("agent", {}).get("prompts") if isinstance(tree.get("agent"), dict) else None
-        if isinstance(prompts, dict):
-            for name, prompt in prompts.items():
-                if isinstance(prompt, str):
-                    prompts[name] = {"text": prompt}
-                elif isinstance(prompt, dict):
-                    self._read_prompt(("agent", "prompts", name), prompt)
+        data = block(tree, "task", "data")
+        for split, name in data.items():
+            path = ("task", "data", split)
+            if isinstance(name, str) and path not in self.wrong:
+                data[split] = str(self._resolve_path(path, name))
+        prompts = block(tree, "agent", "prompts")
+        for name, prompt in prompts.items():
+            if isinstance(prompt, str):
+                prompts[name] = {"text": prompt}
+            elif isinstance(prompt, dict):
+                self._read_prompt(("agent", "prompts", name), prompt)
 
     def _resolve_path(self, path: KeyPath, name: str) -> Path:
         setting = self.composition.setting(path)
@@ -263,7 +258,7 @@ class _Loading:
         return config
 
     def _sorted(self) -> list[Problem]:
-        """Problems by place: files in the order they are laid, the recipe's own last, then overrides."""
+        """Problems by place: the recipe's own file, then those that it extends, then overrides."""
         files = [shown_path(source) for source in self.composition.sources]
         rank = {file: index for index, file in enumerate(files)}
         unique = dict.fromkeys(self.composition.problems)

@@ -11,9 +11,10 @@ from typing import Any, TypeVar, Union
 
 from pydantic import BaseModel, ValidationError
 
-from lightningrun.recipe.compose import Composition, KeyPath, dotted
+from lightningrun.recipe.compose import Composition
 from lightningrun.recipe.leaks import is_key_like
 from lightningrun.recipe.suggest import did_you_mean, nearest
+from lightningrun.recipe.trees import KeyPath, dotted, get, without
 from lightningrun.secrets import Masker
 
 M = TypeVar("M", bound=BaseModel)
@@ -32,7 +33,7 @@ def validate(
     except ValidationError as error:
         wrong = _note_all(error, model, data, at, composition, masker, skip)
     try:
-        return _read(model, _without(data, {path[len(at) :] for path in wrong})), wrong
+        return _read(model, without(data, {path[len(at) :] for path in wrong})), wrong
     except ValidationError:
         return None, wrong
 
@@ -80,7 +81,7 @@ def _note_all(
             where = f"in '{dotted(full[:-1])}'" if full[:-1] else "in the recipe"
             composition.note(full[:-1], f"missing key '{path[-1]}' {where}", at_key=True)
         else:
-            value = _get(data, path)
+            value = get(data, path)
             composition.note(full, *_complaint(full, entries, value, masker), at_key=isinstance(value, dict))
     return wrong
 
@@ -126,23 +127,6 @@ def _data_path(location: tuple[int | str, ...], data: Any) -> KeyPath:
 
 def _is_branch(key: str) -> bool:
     return "[" in key or key in ("[key]", "str", "int", "float", "bool", "none") or key[:1].isupper()
-
-
-def _get(data: Any, path: KeyPath) -> Any:
-    for key in path:
-        try:
-            data = data[key]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return data
-
-
-def _without(data: Any, wrong: set[KeyPath], path: KeyPath = ()) -> Any:
-    if isinstance(data, Mapping):
-        return {k: _without(v, wrong, (*path, k)) for k, v in data.items() if (*path, k) not in wrong}
-    if isinstance(data, list):
-        return [_without(v, wrong, (*path, i)) for i, v in enumerate(data) if (*path, i) not in wrong]
-    return data
 
 
 def _fields(model: type[BaseModel], path: KeyPath) -> list[str]:
