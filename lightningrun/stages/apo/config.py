@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 class ReflectionConfig(Config):
     """What the coach is shown."""
 
-    batch: int = Field(default=8, ge=1, description="Failures shown for one proposal")
+    batch: int = Field(default=8, ge=1, description="Failures shown for one proposal, all rounds together")
+    rounds: int = Field(
+        default=2, ge=1, description="Coach calls a proposal: each rewrites from its share of the batch"
+    )
     source: Literal["failures"] = "failures"
     pool: Literal["parent"] = Field(default="parent", description="All that is known of the parent on train")
     dedupe_by: Literal["feedback", "none"] = Field(default="feedback", description="Show different feedbacks first")

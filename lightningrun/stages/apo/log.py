@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lightningrun.files import digest
+from lightningrun.stages.apo.attempts import Attempt
 from lightningrun.stages.apo.candidates import Candidate
 from lightningrun.stages.apo.coach import Proposal
 from lightningrun.stages.apo.guards import estimate_tokens
@@ -65,7 +66,7 @@ class SearchLog:
         reason: str,
         incumbent: int,
         spend: Mapping[str, float],
-        proposal: Proposal | None = None,
+        answers: Sequence[Proposal] = (),
         acceptance: Mapping[str, float] | None = None,
     ) -> None:
         """One ``candidate`` event: where it came from, what it changed, what became of it and what that took."""
@@ -78,8 +79,8 @@ class SearchLog:
             component=", ".join(components),
             diff=unified_diff(parent.prompts, candidate.prompts),
             prompts=dict(candidate.prompts),
-            coach=list(proposal.refs) if proposal else [],
-            critique=proposal.critique if proposal else "",
+            coach=[ref for answer in answers for ref in answer.refs],
+            critique="\n\n".join(answer.critique for answer in answers if answer.critique),
             acceptance=dict(acceptance) if acceptance else None,
             verdict=verdict,
             reason=reason,
@@ -88,6 +89,22 @@ class SearchLog:
             spend=dict(spend),
             prompt_tokens=sum(estimate_tokens(text) for text in candidate.prompts.values()),
         )
+
+    def attempt(self, attempt: Attempt, incumbent: int, spent: Mapping[str, float]) -> None:
+        """One decided proposal, and its prompts if it was scored on val."""
+        self.candidate(
+            attempt.candidate,
+            attempt.parent,
+            attempt.components,
+            attempt.verdict,
+            attempt.reason,
+            incumbent,
+            spent,
+            attempt.answers,
+            attempt.acceptance,
+        )
+        if attempt.verdict == "accepted":
+            self.prompts(attempt.candidate, attempt.components, "candidate")
 
     def verdict(self, winner: Candidate, seed: Candidate, components: Sequence[str], promoted: bool, reason: str,
                 spend: Mapping[str, float]) -> None:  # fmt: skip

@@ -1,8 +1,9 @@
 """Reflective prompt search: rewrite from failures, accept on a uniform batch, keep what scores best on val.
 
 The loop is GEPA's (Agrawal et al., 2025) in its outline: a coach reads traces of failures and rewrites. It differs in
-what was measured to matter: the coach sees failures from all that is known of the parent, acceptance is on a uniform
-batch of training rows, and the parent is the best so far except in a share ``epsilon`` of cases.
+what was measured to matter: a proposal is written in two rounds from all that is known of the parent's failures,
+acceptance is on a uniform batch of training rows, the parent is the best so far except in a share ``epsilon`` of
+cases, and rollouts left at the end go to proposals that just missed acceptance.
 
 The search is a deterministic function of (config, seed, replies): a generation of proposals is planned together,
 evaluated together and decided in the order of its proposals, whatever came back first.
@@ -13,9 +14,10 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lightningrun.errors import BudgetReached
+from lightningrun.stages.apo.attempts import Attempt, choose_failures, failures, in_shares
 from lightningrun.stages.apo.candidates import Candidate, better, choose_parent
 from lightningrun.stages.apo.coach import Coach, Proposal
 from lightningrun.stages.apo.config import ApoConfig
@@ -26,23 +28,6 @@ from lightningrun.types import Rollout, Task
 
 Describe = Callable[[Rollout, Mapping[str, str]], str]
 """Writes one failed rollout down for the coach; the mapping holds the prompts it ran with."""
-
-
-@dataclass(slots=True)
-class Attempt:
-    """One proposal on its way."""
-
-    index: int
-    """Counts from 1; also the id of the candidate that comes of it."""
-    parent: Candidate
-    components: list[str]
-    batch: list[Task]
-    rng: random.Random
-    proposal: Proposal | None = None
-    child: Candidate | None = None
-    verdict: str = "invalid"
-    reason: str = ""
-    acceptance: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -87,6 +72,8 @@ class Reflective:
         self._log = log
         self._out_of_time = out_of_time
         self._root = Candidate(0, dict(prompts))
+        self._goal = min(config.stop.score, best_score)
+        self._near_misses: list[Attempt] = []
         self._best = self._root
         self._pool = [self._root]
         self._proposals = 0
@@ -105,12 +92,26 @@ class Reflective:
                 stopped = await self._generation() or self._reason_to_stop()
             except BudgetReached as reached:
                 stopped = str(reached)
+        await self._second_look()
         self._log.info(f"search ended after {self._proposals} proposals: {stopped}")
         return Outcome(self._pool, self._best, self._proposals, stopped)
 
+    async def _second_look(self) -> None:
+        """Spend what pays for no further proposal on near misses: as good as their parents on the batch, last first."""
+        cost = len(self._val) * self._config.samples
+        while self._near_misses and self._best.val_mean < self._goal and cost <= self._evaluation.budget.free:
+            attempt = self._near_misses.pop()
+            attempt.verdict, attempt.reason = "accepted", f"{attempt.reason}; scored with what was left of the budget"
+            try:
+                await self._score([attempt])
+            except BudgetReached:
+                return
+            self._settle(attempt)
+            self._log_curve()
+
     def _reason_to_stop(self) -> str:
         stop = self._config.stop
-        if self._best.val_mean >= min(stop.score, self._top):
+        if self._best.val_mean >= self._goal:
             return f"val reward {self._best.val_mean:.3f} reached stop.score"
         if self._without_best >= stop.patience:
             return f"{stop.patience} candidates on val without a new best (stop.patience)"
@@ -129,8 +130,8 @@ class Reflective:
         if not attempts:
             return "budget.max_rollouts: what is left does not pay for another proposal on val"
         await self._evaluation.run(job for one in attempts for job in self._batch_jobs(one.parent, one))
-        for attempt in attempts:
-            if not await self._has_failures(attempt, attempts):
+        for parent in {one.parent.id: one.parent for one in attempts}.values():
+            if not await self._find_failures(parent, attempts):
                 return "no failure of the parent on the training rows that could be paid for"
         await self._propose(attempts)
         await self._accept([one for one in attempts if one.child])
@@ -177,59 +178,74 @@ class Reflective:
         unpaid = len(self._evaluation.missing(self._batch_jobs(attempt.parent, attempt)))
         return unpaid + (len(attempt.batch) + len(self._val)) * self._config.samples
 
-    async def _has_failures(self, attempt: Attempt, generation: Sequence[Attempt]) -> bool:
-        """Look at further training rows of a parent that has not failed yet, as far as they can be paid for."""
-        later = sum((len(one.batch) + len(self._val)) * self._config.samples for one in generation)
-        while not self._failures(attempt.parent):
-            fresh = [task for task in self._train if self._evaluation.missing(self._jobs(attempt.parent, [task]))]
-            more = self._jobs(attempt.parent, attempt.rng.sample(fresh, min(len(fresh), self._config.acceptance.batch)))
-            if not more or len(more) + later > self._evaluation.budget.free:
-                return False
+    async def _find_failures(self, parent: Candidate, generation: Sequence[Attempt]) -> bool:
+        """Run a parent on further training rows until a reflection batch of failures is known, or enough was looked at.
+
+        Only with rollouts that the generation will not need. Returns whether any failure is known.
+        """
+        needed = sum((len(one.batch) + len(self._val)) * self._config.samples for one in generation)
+        rng = random.Random(f"{self._seed}/failures/{generation[0].index}/{parent.id}")
+        step = max(1, self._config.acceptance.batch // 2)
+        while True:
+            failures = len(self._failures(parent))
+            fresh = [task for task in self._train if self._evaluation.missing(self._jobs(parent, [task]))]
+            looked_at = len(self._train) - len(fresh)
+            enough = failures >= self._config.reflection.batch or looked_at >= 2 * self._config.acceptance.batch
+            more = self._jobs(parent, rng.sample(fresh, min(len(fresh), step)))
+            if (enough and failures) or not more or len(more) + needed > self._evaluation.budget.free:
+                return failures > 0
             await self._evaluation.run(more)
-        return True
 
     def _failures(self, candidate: Candidate) -> list[Rollout]:
-        """All known rollouts of a candidate on training rows that could have scored better."""
-        known = self._evaluation.of(candidate, self._config.train)
-        return [one for one in known if one.status.scored and one.score is not None and one.score < self._top - 1e-9]
-
-    def _reflection(self, attempt: Attempt) -> list[Rollout]:
-        """The failures to show: the worse the likelier, different feedbacks first."""
-        pool = self._failures(attempt.parent)
-        rng = attempt.rng
-        luck = {one.key: rng.random() ** (1 / max(1e-6, self._top - (one.score or 0.0))) for one in pool}
-        drawn = sorted(pool, key=lambda one: luck[one.key], reverse=True)
-        if self._config.reflection.dedupe_by == "feedback":
-            firsts = {one.feedback: one.key for one in reversed(drawn)}
-            drawn.sort(key=lambda one: firsts[one.feedback] != one.key)
-        return drawn[: self._config.reflection.batch]
+        return failures(self._evaluation.of(candidate, self._config.train), self._top)
 
     async def _propose(self, attempts: Sequence[Attempt]) -> None:
-        """Ask the coach for all proposals of a generation at once, then guard them in order."""
-        questions = []
-        for attempt in attempts:
-            current = {name: attempt.parent.prompts[name] for name in attempt.components}
-            shown = [self._describe(rollout, attempt.parent.prompts) for rollout in self._reflection(attempt)]
-            questions.append(self._coach.propose(attempt.index, current, shown))
-        answers = await asyncio.gather(*questions, return_exceptions=True)
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
-        for attempt, answer in zip(attempts, answers, strict=True):
-            assert isinstance(answer, Proposal)
-            attempt.proposal = answer
-            self._guard(attempt, answer)
+        """Have the coach write all proposals of a generation, in rounds, and guard them in order.
 
-    def _guard(self, attempt: Attempt, proposal: Proposal) -> None:
-        if proposal.problem:
-            attempt.reason = proposal.problem
+        Each round shows the next share of the failures and rewrites what the round before has written. A round whose
+        answer is of no use is skipped if another one was.
+        """
+        reflection = self._config.reflection
+        shares: dict[int, list[list[Rollout]]] = {}
+        for one in attempts:
+            shown = choose_failures(self._failures(one.parent), self._top, reflection, one.rng)
+            shares[one.index] = in_shares(shown, reflection.batch, reflection.rounds)
+            one.texts = {name: one.parent.prompts[name] for name in one.components}
+        for number in range(reflection.rounds):
+            asked = [one for one in attempts if number < len(shares[one.index])]
+            asked = asked[: int(min(len(asked), self._coach.calls_left))]
+            answers = await asyncio.gather(
+                *(self._ask(one, shares[one.index][number]) for one in asked), return_exceptions=True
+            )
+            for one, answer in zip(asked, answers, strict=True):
+                if isinstance(answer, BaseException):
+                    raise answer
+                self._take(one, answer)
+        for one in attempts:
+            self._admit(one)
+
+    async def _ask(self, attempt: Attempt, shown: Sequence[Rollout]) -> Proposal:
+        written = [self._describe(rollout, attempt.parent.prompts) for rollout in shown]
+        return await self._coach.propose(attempt.index, attempt.texts, written)
+
+    def _take(self, attempt: Attempt, answer: Proposal) -> None:
+        """Note one round's answer; its texts replace the ones before if the guards have no objection."""
+        attempt.answers.append(answer)
+        prompts = {**attempt.parent.prompts, **attempt.texts, **answer.texts}
+        problem = answer.problem or self._guards.objection(prompts, answer.texts)
+        if problem:
+            attempt.reason = problem
+        else:
+            attempt.texts = {**attempt.texts, **answer.texts}
+            attempt.written = True
+
+    def _admit(self, attempt: Attempt) -> None:
+        """Make a candidate of a proposal that is fit for rollouts."""
+        if not attempt.written:
             return
-        prompts = {**attempt.parent.prompts, **proposal.texts}
-        objection = self._guards.objection(prompts, proposal.texts)
+        prompts = {**attempt.parent.prompts, **attempt.texts}
         twin = self._guards.duplicate_of(prompts)
-        if objection:
-            attempt.reason = objection
-        elif twin is not None:
+        if twin is not None:
             attempt.verdict, attempt.reason = "duplicate", f"the same as candidate {twin}"
         else:
             self._guards.remember(prompts, attempt.index)
@@ -247,8 +263,12 @@ class Reflective:
             gain = after - before
             passed = rows > 0 and (gain > 1e-9 or (self._config.acceptance.rule == "no_worse" and gain > -1e-9))
             attempt.verdict = "accepted" if passed else "rejected"
+            if not passed and rows and gain > -1e-9:
+                self._near_misses.append(attempt)
             attempt.reason = f"{before:.3f} -> {after:.3f} on {rows} training rows"
-        accepted = [one for one in attempts if one.verdict == "accepted"]
+        await self._score([one for one in attempts if one.verdict == "accepted"])
+
+    async def _score(self, accepted: Sequence[Attempt]) -> None:
         await self._evaluation.run(job for one in accepted for job in self._val_jobs(self._child(one)))
         for attempt in accepted:
             child = self._child(attempt)
@@ -289,23 +309,7 @@ class Reflective:
         self._log_curve()
 
     def _log_attempt(self, attempt: Attempt) -> None:
-        child, proposal = attempt.child, attempt.proposal
-        if child is None:
-            texts = proposal.texts if proposal else {}
-            child = Candidate(attempt.index, {**attempt.parent.prompts, **texts}, (attempt.parent.id,))
-        self._log.candidate(
-            child,
-            attempt.parent,
-            attempt.components,
-            attempt.verdict,
-            attempt.reason,
-            self._best.id,
-            spend(self._evaluation, self._coach),
-            proposal,
-            attempt.acceptance,
-        )
-        if attempt.verdict == "accepted":
-            self._log.prompts(child, attempt.components, "candidate")
+        self._log.attempt(attempt, self._best.id, spend(self._evaluation, self._coach))
 
     def _log_curve(self) -> None:
         spent = spend(self._evaluation, self._coach)

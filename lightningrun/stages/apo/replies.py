@@ -23,7 +23,7 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _LEAD = re.compile(
-    r"^(sure|certainly|of course|okay|ok|here\b|below\b|the (new|revised|improved|updated)|(new|revised|improved|updated)"
+    r"^(sure|certainly|of course|okay|ok|here\b|below\b|(the )?(new|revised|improved|updated)"
     r"|this is)[^\n]{0,200}:$",
     re.IGNORECASE,
 )
