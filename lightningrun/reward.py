@@ -39,7 +39,7 @@ class RewardGate:
         return cls() if declared is None else cls(*declared)
 
     def check(self, raw: Json) -> Reward | RewardProblem:
-        """``raw`` is a number, a mapping with ``score`` and optionally ``feedback`` and ``metrics``, or a ``Reward``."""
+        """``raw`` is a number, a ``Reward``, or a mapping with ``score`` and perhaps ``feedback`` and ``metrics``."""
         if isinstance(raw, Reward):
             raw = {"score": raw.score, "feedback": raw.feedback, "metrics": raw.metrics}
         if not isinstance(raw, Mapping):

@@ -21,7 +21,7 @@ WORKDIR = "workdir"
 
 
 class LLM(dict[str, Any]):
-    """The endpoint an agent talks to: ``llm["base_url"]`` or ``llm.base_url``; also ``api_key``, ``model``, sampling."""
+    """The endpoint an agent talks to, ``llm["base_url"]`` or ``llm.base_url``: also ``api_key``, ``model``, sampling."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -85,7 +85,7 @@ class Function:
         if missing:
             raise MissingArgument(
                 f"{self.entrypoint} asks for {', '.join(map(repr, missing))}; "
-                f"available are {', '.join(sorted(available))} (fields of the row, keys of `args`, and the reserved names)"
+                f"available are {', '.join(sorted(available))} (the row's fields, keys of `args`, reserved names)"
             )
         positional = [available[name] for name in self._positional if name in available]
         names = {*self._named, *available} if self._takes_all else self._named
@@ -129,7 +129,7 @@ def _plain_reward(value: Any) -> Any:
 
 
 def explain(error: BaseException) -> str:
-    """An exception for a reader who did not write the agent: what, then where in the user's own code, innermost last."""
+    """An exception for one who did not write the agent: what, then where in the user's own code, innermost last."""
     message = str(error).strip()
     lines = [f"{type(error).__name__}: {message}" if message else type(error).__name__]
     if isinstance(error, MissingArgument | BadOutput):

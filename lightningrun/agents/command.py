@@ -1,9 +1,9 @@
 """An agent that is any program: ``command: [...]``, run once for each task.
 
 It gets the task as one JSON text on standard input and in ``LIGHTNINGRUN_TASK``, the prompts in the JSON file that
-``LIGHTNINGRUN_PROMPTS`` names, ``args`` in ``LIGHTNINGRUN_ARGS``, the seed in ``LIGHTNINGRUN_SEED``, and the endpoint in
-``OPENAI_BASE_URL``, ``OPENAI_API_KEY`` and ``OPENAI_MODEL``. The last line of its standard output is the answer: JSON if it
-parses, else text. This module runs inside a slot, which is what times it out and kills what it leaves behind.
+``LIGHTNINGRUN_PROMPTS`` names, ``args`` in ``LIGHTNINGRUN_ARGS``, the seed in ``LIGHTNINGRUN_SEED``, and the endpoint
+in ``OPENAI_BASE_URL``, ``OPENAI_API_KEY`` and ``OPENAI_MODEL``. The last line of its standard output is the answer:
+JSON if it parses, else text. This module runs inside a slot, which times it out and kills what it leaves behind.
 """
 
 from __future__ import annotations

@@ -9,10 +9,13 @@ import fnmatch
 import re
 from collections.abc import Mapping
 
+# fmt: off
 _PASSED = (
-    "PATH HOME USER LOGNAME SHELL TERM LANG LANGUAGE LC_* TZ TMPDIR TEMP TMP PYTHON* VIRTUAL_ENV CONDA_PREFIX XDG_* "
-    "LD_LIBRARY_PATH DYLD_* OMP_* OPENBLAS_* MKL_* NUMEXPR_* CUDA_* NVIDIA_* SSL_CERT_* REQUESTS_CA_BUNDLE CURL_CA_BUNDLE"
-).split()
+    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "TERM", "LANG", "LANGUAGE", "LC_*", "TZ", "TMPDIR", "TEMP", "TMP",
+    "PYTHON*", "VIRTUAL_ENV", "CONDA_PREFIX", "XDG_*", "LD_LIBRARY_PATH", "DYLD_*", "OMP_*", "OPENBLAS_*", "MKL_*",
+    "NUMEXPR_*", "CUDA_*", "NVIDIA_*", "SSL_CERT_*", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
+)
+# fmt: on
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 _DEFAULTS = {
     # Slots are many: one numeric thread each, which also keeps the fork server single-threaded.

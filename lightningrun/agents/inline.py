@@ -1,8 +1,8 @@
 """``isolation: inline``: the agent in the runner's own process, for trusted light agents.
 
-Async functions share the runner's event loop; each sync call has a thread. Each rollout has a url of its own, which the
-agent must take from ``llm``. Limits, all of which process isolation has not: a sync function cannot be killed, so after a
-timeout its thread goes on until it returns; an agent that blocks the loop, exits the process or eats memory does that
+Async functions share the runner's event loop; each sync call has a thread. Each rollout has a url of its own, which
+the agent must take from ``llm``. Limits, none of which process isolation has: a sync function cannot be killed, so after
+a timeout its thread goes on until it returns; an agent that blocks the loop, exits the process or eats memory does that
 to the run; the environment is the runner's, keys included.
 """
 
@@ -114,7 +114,7 @@ async def _caught(
 
 
 async def _in_thread(function: calling.Function, names: Mapping[str, Any]) -> Any:
-    """Call a sync function in a daemon thread of its own, so that one that never returns blocks neither others nor exit."""
+    """Call a sync function in a daemon thread of its own: one that never returns blocks neither others nor exit."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
 

@@ -14,7 +14,7 @@ Bind = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class AgentJob:
-    """One execution of the agent. ``fields`` is the task's whole row; ``llm`` holds what the recipe fixes (model, sampling)."""
+    """One execution of the agent. ``fields`` is the task's whole row; ``llm`` holds the sampling that the recipe fixes."""
 
     fields: Mapping[str, Json]
     prompts: Mapping[str, str]
@@ -25,7 +25,7 @@ class AgentJob:
 
 @dataclass(frozen=True, slots=True)
 class RewardJob:
-    """One scoring. ``trace`` is the rollout's LLM calls as JSON, None where the reward function does not ask for them."""
+    """One scoring. ``trace`` is the rollout's LLM calls as JSON; None where the reward function does not ask for it."""
 
     fields: Mapping[str, Json]
     output: Json
@@ -40,8 +40,8 @@ class RewardJob:
 class Outcome:
     """How a job ended.
 
-    ``kind``: ``ok``; ``raised`` (exception, SystemExit, KeyboardInterrupt); ``timeout``; ``crashed`` (its process died);
-    ``bad_output`` (not JSON, or too large); ``lost`` (the machine failed it, which says nothing about the agent).
+    ``kind``: ``ok``; ``raised`` (exception, SystemExit, KeyboardInterrupt); ``timeout``; ``crashed`` (its process
+    died); ``bad_output`` (not JSON, or too large); ``lost`` (the machine failed it, which says nothing of the agent).
     ``error`` is fit to be read by a coach: the exception and where it was raised. ``leftovers`` counts the processes
     that the job left behind, killed by now.
     """

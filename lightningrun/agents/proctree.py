@@ -1,7 +1,7 @@
 """Killing a process with everything it started.
 
-On Linux slots and their server are "child subreapers": a grandchild that detaches itself (double fork, ``setsid``) becomes
-their child instead of init's, so walking the tree finds it. Elsewhere only the process group is killed, and a
+On Linux slots and their server are "child subreapers": a grandchild that detaches itself (double fork, ``setsid``)
+becomes their child instead of init's, so walking the tree finds it. Elsewhere only the process group is killed, and a
 descendant that left the group is missed.
 """
 

@@ -1,4 +1,4 @@
-"""A slot: a forked process that imports the agent (or the reward function) once and answers jobs, one at a time, for life."""
+"""A slot: a forked process that imports the agent (or the reward function) once and answers jobs one at a time."""
 
 from __future__ import annotations
 

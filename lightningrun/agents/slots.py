@@ -1,7 +1,7 @@
 """The runner's side of the slots: event-driven, nothing polls.
 
-A ``SlotGroup`` holds up to ``size`` slots of one role and lends one to each job. A slot has one gateway url for life, and
-its process is forked when it is first needed and again after it was killed.
+A ``SlotGroup`` holds up to ``size`` slots of one role and lends one to each job. A slot has one gateway url for life,
+and its process is forked when it is first needed and again after it was killed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ServerLost(Exception):
 
 @dataclass(frozen=True)
 class SlotKind:
-    """What the slots of one group run. ``llm`` is what the recipe fixes of the endpoint; ``args`` what the function gets."""
+    """What the slots of one group run. ``model`` is the model name they are told; ``args`` are what the function gets."""
 
     role: str
     entrypoint: str

@@ -106,7 +106,7 @@ class Attempts:
         self.unseen = set(self.baselines)
 
     async def make(self, request: RolloutRequest, key: str) -> Attempt:
-        """Raises ModelError and BudgetReached, which end the stage, and GatewayBypassed. Nothing else is an error here."""
+        """Raises what ends the stage: GatewayBypassed, BudgetReached, a fatal ModelError, StageFailed of the pool."""
         rewrites = {text: request.prompts[name] for name, text in self.baselines.items() if name in request.prompts}
         session = self._service.session(
             stage=self._stage, owner=key, sample=request.sample, default_role=self._policy, rewrites=rewrites
@@ -197,8 +197,7 @@ def _infra_error(session: CallSession, outcome: Outcome, stalled_s: float, timeo
 
 def _bypassed(request: RolloutRequest) -> GatewayBypassed:
     return GatewayBypassed(
-        f"the agent answered task {request.task.id!r} ({request.task.split}) without one LLM call through the gateway, so "
-        "nothing that is optimised could have played a part",
-        hint="have it use `llm` from its arguments, or OPENAI_BASE_URL and OPENAI_API_KEY from its environment, instead of "
-        "an endpoint of its own",
+        f"the agent answered task {request.task.id!r} ({request.task.split}) without one LLM call through the gateway",
+        hint="have it use `llm` from its arguments, or OPENAI_BASE_URL and OPENAI_API_KEY from its environment, instead "
+        "of an endpoint of its own",
     )

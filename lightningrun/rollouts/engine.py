@@ -136,6 +136,7 @@ class RolloutEngine:
         started_at, started = time.time(), time.monotonic()
         cost_usd = 0.0
         for number in range(1, self._tries + 1):
+            made = number
             attempt = await self._attempts.make(request, key)
             cost_usd += attempt.session.cost_usd
             self._warn_of_leftovers(attempt, request)
@@ -159,7 +160,7 @@ class RolloutEngine:
             cost_usd=cost_usd,
             started_at=round(started_at, 4),
             duration_s=round(time.monotonic() - started, 4),
-            attempts=number,
+            attempts=made,
             tags=request.task.tags,
         )
 
@@ -176,7 +177,8 @@ class RolloutEngine:
         allowed = self._max_infra_errors * max(self._progress.expected, self.done)
         if lost >= _MIN_INFRA_ERRORS and lost > allowed:
             raise TooManyInfraErrors(
-                f"{lost} of {self.done} rollouts of stage {self._stage} were lost to infrastructure; the last: {last.error}",
+                f"{lost} of {self.done} rollouts of stage {self._stage} were lost to infrastructure; the last: "
+                f"{last.error}",
                 hint="mend that and `lightningrun resume`, which tries them again, or raise execution.max_infra_errors",
             )
 
@@ -185,7 +187,8 @@ class RolloutEngine:
         if wrong and wrong == self.done and (at_end or wrong >= _HOPELESS_REWARD_ERRORS):
             first = next(r for r in self._finished.values() if r.status is RolloutStatus.REWARD_ERROR)
             raise RewardErrors(
-                f"none of {wrong} rollouts of stage {self._stage} got a usable score; task {first.task_id!r}: {first.error}",
+                f"none of {wrong} rollouts of stage {self._stage} got a usable score; task {first.task_id!r}: "
+                f"{first.error}",
                 hint="mend the reward function; no LLM call is repeated by `lightningrun resume`",
             )
 
@@ -207,8 +210,8 @@ class RolloutEngine:
                 "log",
                 stage=self._stage,
                 level="warning",
-                message=f"the agent left {attempt.leftovers} process(es) behind on task {request.task.id!r}; they were killed "
-                "and the slot was replaced, which costs time (said once)",
+                message=f"the agent left {attempt.leftovers} process(es) behind on task {request.task.id!r}; they were "
+                "killed and the slot was replaced, which costs time (said once)",
             )
 
 

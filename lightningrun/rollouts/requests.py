@@ -12,7 +12,7 @@ from lightningrun.types import Task
 
 @dataclass(frozen=True, slots=True)
 class RolloutRequest:
-    """``sample`` tells the repeats of one task apart. Equal keys are the same rollout and are executed once in a stage."""
+    """``sample`` tells the repeats of one task apart. Equal keys are one rollout, executed once in a stage."""
 
     task: Task
     prompts: Mapping[str, str]

@@ -11,7 +11,10 @@ import urllib.request
 
 
 def ask(text, llm, system="You are terse."):
-    body = {"model": llm["model"], "messages": [{"role": "system", "content": system}, {"role": "user", "content": text}]}
+    body = {
+        "model": llm["model"],
+        "messages": [{"role": "system", "content": system}, {"role": "user", "content": text}],
+    }
     request = urllib.request.Request(
         llm["base_url"] + "/chat/completions",
         data=json.dumps(body).encode(),

@@ -1,0 +1,83 @@
+"""A deterministic OpenAI-compatible endpoint that takes a fixed time for each call, and times what it served itself.
+
+    python bench/endpoint.py [--latency-ms 1]     prints its port; GET /stats, POST /reset
+
+The figures of every contestant are taken here, outside the contestant: first and last call, and how many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import time
+from typing import Any
+
+
+class Endpoint:
+    def __init__(self, latency_s: float) -> None:
+        self.latency_s = latency_s
+        self.reset()
+
+    def reset(self) -> None:
+        self.calls = 0
+        self.first = self.last = 0.0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin1").lower()
+                size = int(head.partition("content-length:")[2].split("\r\n")[0] or 0)
+                body = await reader.readexactly(size)
+                answer = json.dumps(await self.answer(head.split(" ", 2)[1], body)).encode()
+                writer.write(
+                    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(answer)
+                )
+                writer.write(answer)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    async def answer(self, path: str, body: bytes) -> dict[str, Any]:
+        if path == "/stats":
+            return {"calls": self.calls, "first": self.first, "last": self.last}
+        if path == "/reset":
+            self.reset()
+            return {}
+        self.first = self.first or time.time()
+        await asyncio.sleep(self.latency_s)
+        request = json.loads(body)
+        text = "right" if hashlib.sha256(body).digest()[0] < 128 else "wrong"
+        self.calls += 1
+        self.last = time.time()
+        return {
+            "id": "chatcmpl-bench",
+            "object": "chat.completion",
+            "created": int(self.last),
+            "model": request["model"],
+            "choices": [
+                {
+                    "index": 0,
+                    "finish_reason": "stop",
+                    "logprobs": None,
+                    "message": {"role": "assistant", "content": text},
+                }
+            ],
+            "usage": {"prompt_tokens": len(body) // 4, "completion_tokens": 2, "total_tokens": len(body) // 4 + 2},
+        }
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--latency-ms", type=float, default=1.0)
+    endpoint = Endpoint(parser.parse_args().latency_ms / 1000)
+    server = await asyncio.start_server(endpoint.serve, "127.0.0.1", 0, backlog=1024)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
