@@ -58,8 +58,8 @@ def _from_search(run: RunSummary, stage: StageSummary) -> list[str]:
     steps = []
     if isinstance(best, float) and isinstance(seed, float) and best > seed and not metrics.get("promoted"):
         steps.append(
-            f"{stage.id} found a prompt that scores {best:.3f} on val against {seed:.3f}, but the confirmation did not "
-            f"rule out luck: more val rows, or more of `stages.{stage.id}.budget.max_rollouts`."
+            f"{stage.id} found a prompt that scores {best:.3f} on val against {seed:.3f}, but the confirmation "
+            f"did not rule out luck: more val rows, or more of `stages.{stage.id}.budget.max_rollouts`."
         )
     if isinstance(best, (int, float)) and best >= SATURATED:
         steps.append(f"{stage.id} solves val ({best:.3f}): harder questions would leave it something to learn.")
@@ -84,8 +84,8 @@ def _from_rows(run: RunSummary) -> list[str]:
     if weak is not None and isinstance(overall, (int, float)) and tags[weak] < overall - 0.1:
         n = final.metrics.get(f"tag.{weak}.n")
         steps.append(
-            f"Weakest kind of question: {weak} ({tags[weak]:.3f} on {n} rows, {overall:.3f} overall). Add training rows "
-            "of this kind, and read its failures above."
+            f"Weakest kind of question: {weak} ({tags[weak]:.3f} on {n} rows, {overall:.3f} overall). Add training "
+            "rows of this kind, and read its failures above."
         )
     return steps
 

@@ -93,6 +93,7 @@ class Exporter:
             translator.hear(event)
         translator.live = True
         self._translator = translator
+        self._save(error="")
         return translator
 
     def _commit(self, translator: Translator, offset: int, event: Mapping[str, Any]) -> None:

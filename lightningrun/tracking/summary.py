@@ -252,10 +252,15 @@ def summarise(run_dir: Path) -> RunSummary:
 def holder_alive(lock: Path) -> bool:
     """Whether the process whose id a lock file names is alive. Asks without taking the lock."""
     try:
-        os.kill(int(lock.read_text("ascii")), 0)
+        pid = int(lock.read_text("ascii"))
+        os.kill(pid, 0)
     except (OSError, ValueError) as error:
         return isinstance(error, PermissionError)
-    return True
+    try:
+        # A killed process whose parent never asked for it is still listed, as a zombie.
+        return Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rsplit(")", 1)[1].split()[0] != "Z"
+    except (OSError, IndexError):
+        return True
 
 
 def add_costs(costs: Sequence[Cost]) -> dict[str, dict[str, float]]:

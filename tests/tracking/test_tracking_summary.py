@@ -1,0 +1,144 @@
+"""What a run's summary says, of whole runs and of broken ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightningrun.tracking.comparison import paired_interval
+from lightningrun.tracking.summary import summarise
+from tests.tracking.fake_run import BEST_PROMPT, SEED_PROMPT, FakeRun, whole_run
+
+
+def test_a_whole_run(tmp_path: Path) -> None:
+    run = summarise(whole_run(tmp_path))
+    assert (run.status, run.exit_code, run.seed, run.attempts) == ("succeeded", 0, 7, 1)
+    assert run.notes == ("policy: simulated: no real model is called",)
+    assert [(s.id, s.type, s.status) for s in run.stages] == [
+        ("baseline", "evaluate", "succeeded"),
+        ("apo", "apo", "succeeded"),
+        ("final", "evaluate", "succeeded"),
+    ]
+    head = run.headline
+    assert head is not None and head.baseline is not None and head.final is not None and head.gain is not None
+    assert head.gain == pytest.approx(head.final - head.baseline) and head.gain > 0
+    assert head.low is not None and head.high is not None and 0 < head.low < head.gain < head.high
+    assert (head.baseline_stage, head.final_stage, head.split, head.n) == ("baseline", "final", "test", 12)
+    assert run.totals.llm_calls == 3 * 12 + 2 and set(run.totals.by_role) == {"policy", "coach"}
+    assert [y for _, y in run.curves["apo"]["val_reward"]] == [0.25, 10 / 12]
+    assert [c["verdict"] for c in run.candidates["apo"]] == ["seed", "rejected", "promoted"]
+    (prompt,) = run.prompts
+    assert (prompt.seed, prompt.best, prompt.promoted) == (SEED_PROMPT, BEST_PROMPT, True)
+    assert "+For totals use SUM, then GROUP BY." in prompt.diff.splitlines()
+    assert run.gates["final"]["met"]
+
+
+def test_failures_before_and_after_are_told_with_their_question(tmp_path: Path) -> None:
+    changes = summarise(whole_run(tmp_path)).changes
+    fixed = [change for change in changes if change.fixed]
+    assert fixed and changes[: len(fixed)] == tuple(fixed), "the repaired come first"
+    first = fixed[0]
+    assert first.question.endswith("?") and first.before.feedback == "expected 3 rows, got 0"
+    assert "GROUP BY" in first.after.output["sql"] and first.after.score == 1.0
+    kinds = {change.before.tags for change in fixed[:3]}
+    assert len(kinds) == 3, "one of each kind before a second of any"
+    assert [change.task_id for change in changes if not change.fixed]
+
+
+def test_the_question_is_taken_from_the_call_when_the_data_is_gone(tmp_path: Path) -> None:
+    run = whole_run(tmp_path)
+    (run / "test.jsonl").unlink()
+    assert summarise(run).changes[0].question.endswith("?")
+
+
+def test_to_json_is_keyed_by_stage_and_is_json(tmp_path: Path) -> None:
+    record = json.loads(json.dumps(summarise(whole_run(tmp_path)).to_json()))
+    assert record["status"] == "succeeded"
+    assert record["stages"]["apo"]["metrics"]["promoted"] is True
+    assert {"status", "metrics", "outputs", "cost"} <= set(record["stages"]["final"])
+
+
+def test_a_run_without_an_end_is_running_while_its_process_lives_and_killed_after(tmp_path: Path) -> None:
+    fake = FakeRun(tmp_path)
+    fake.start()
+    fake.evaluate("baseline", 1, SEED_PROMPT, 0.3)
+    fake.apo(finish=False)
+    (fake.path / ".lock").write_text(str(os.getpid()))
+    assert [stage.status for stage in summarise(fake.path).stages] == ["succeeded", "running", "pending"]
+    assert summarise(fake.path).status == "running"
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (fake.path / ".lock").write_text(str(ended.pid))
+    run = summarise(fake.path)
+    assert run.status == "killed" and run.stages[1].status == "killed"
+    assert (
+        run.headline is not None and run.headline.final == run.stages[0].metrics["reward"] and run.headline.gain is None
+    )
+
+
+def test_a_resumed_stage_goes_on_with_its_story(tmp_path: Path) -> None:
+    fake = FakeRun(tmp_path)
+    fake.start()
+    fake.apo(finish=False)
+    fake.emit("run_resumed", run=fake.path.name, argv="lightningrun resume", changes=[])
+    fake.emit("stage_started", "apo", type="apo", ordinal=2, attempt=2, key="a" * 64, reason="resumed")
+    fake.emit("metric", "apo", step=40, values={"val_reward": 0.9})
+    run = summarise(fake.path)
+    assert run.attempts == 2 and run.stages[1].attempt == 2
+    assert [y for _, y in run.curves["apo"]["val_reward"]] == [0.25, 0.9]
+    assert len(run.candidates["apo"]) == 2
+    fake.emit("stage_started", "apo", type="apo", ordinal=2, attempt=1, key="b" * 64, reason="planned anew")
+    assert "apo" not in summarise(fake.path).curves
+
+
+def test_a_reused_search_still_shows_its_prompt_and_costs_nothing_again(tmp_path: Path) -> None:
+    fake = FakeRun(tmp_path)
+    fake.start()
+    folder = fake.path / "stages" / "apo"
+    folder.mkdir(parents=True)
+    outputs = {"prompts": {"kind": "prompts", "value": {"system": BEST_PROMPT}, "path": "prompts"}}
+    (folder / "state.json").write_text(json.dumps({"result": {"outputs": outputs, "metrics": {}}}))
+    cost = {"policy": {"calls": 50, "prompt_tokens": 1, "completion_tokens": 1, "usd": 1.0}}
+    fake.emit(
+        "stage_reused", "apo", type="apo", ordinal=2, key="a" * 64, reason="cached", metrics={}, outputs=[], cost=cost
+    )
+    run = summarise(fake.path)
+    assert run.stage("apo").status == "reused"  # type: ignore[union-attr]
+    assert run.prompts[0].best == BEST_PROMPT and run.prompts[0].seed == SEED_PROMPT
+    assert run.totals.llm_calls == 0 and run.totals.usd == 0
+
+
+def test_a_torn_journal_and_a_failed_run_are_summarised(tmp_path: Path) -> None:
+    run = whole_run(tmp_path)
+    with open(run / "journal.jsonl", "ab") as stream:
+        stream.write(b'{"crc":"0000')
+    assert summarise(run).status == "succeeded"
+    fake = FakeRun(tmp_path, "20261122-130000-sql_agent-def456")
+    fake.start()
+    fake.end("failed", 3, "stage apo failed")
+    failed = summarise(fake.path)
+    assert (failed.status, failed.exit_code, failed.error) == ("failed", 3, "stage apo failed")
+    assert failed.headline is None and [stage.status for stage in failed.stages] == ["pending"] * 3
+
+
+def test_the_interval_is_seeded_and_covers_no_effect(tmp_path: Path) -> None:
+    coin = [1.0, -1.0] * 20
+    low, high = paired_interval(coin)
+    assert low < 0 < high and (low, high) == paired_interval(coin)
+    assert paired_interval([0.5] * 10) == (0.5, 0.5)
+
+
+def test_a_summary_loads_nothing_heavy(tmp_path: Path) -> None:
+    run = whole_run(tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from lightningrun.tracking.summary import summarise; "
+        f"summarise(Path({str(run)!r})); "
+        "print([name for name in ('mlflow', 'pandas', 'jinja2', 'pydantic') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
