@@ -17,13 +17,13 @@ MASK = "***"
 MIN_LENGTH = 8
 """A shorter value is as good as a word: masking it would mangle texts and protect nothing."""
 
-_SECRET_NAME = re.compile(r"KEY(?!BOARD)|TOKEN(?!IZER)|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"(KEY(?!BOARD)|TOKEN(?!IZER)|SECRET|PASSW|CREDENTIAL)(?!.*_(FILE|PATH|DIR)$)", re.IGNORECASE)
 
 # Each shape: a literal that must be in the text for the expression to be tried at all, and the expression. They begin
 # with a literal and repeat only bounded or single character classes, so that a search is linear in the text.
 _SHAPES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("sk-", re.compile(r"sk-(?<![A-Za-z0-9]sk-)(?=[A-Za-z_-]{0,64}[0-9])[A-Za-z0-9_-]{16,}")),
-    ("earer ", re.compile(r"(?<=[Bb]earer )[A-Za-z0-9._~+/=-]{8,}")),
+    ("earer ", re.compile(r"(?<=[Bb]earer )(?=[A-Za-z._~+/=-]{0,64}[0-9])[A-Za-z0-9._~+/=-]{8,}")),
     ("AKIA", re.compile(r"AKIA[0-9A-Z]{16}")),
     ("gh", re.compile(r"gh[pousr]_[A-Za-z0-9]{20,}")),
     ("github_pat_", re.compile(r"github_pat_[A-Za-z0-9_]{20,}")),

@@ -202,10 +202,13 @@ class _Loading:
             text = read_text(file, shown_path(file), _PROMPT_BYTES, "prompt")
             if "\0" in text:
                 raise Refused(Problem("holds a NUL character", shown_path(file)))
+            if self.masker.mask(text) != text:
+                raise Refused(Problem("holds a secret, or what looks like one", shown_path(file)))
         except Refused as refused:
             siblings = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
             hint = refused.problem.hint if file.exists() else did_you_mean(file.name, siblings)
-            self.composition.note((*path, "file"), f"{dotted(path)}.file: {refused.problem}", hint)
+            message = f"{dotted(path)}.file: {refused.problem.where}: {refused.problem.message}"
+            self.composition.note((*path, "file"), message, hint)
             text = "unreadable"
         del prompt["file"]
         prompt["text"] = text
@@ -222,6 +225,8 @@ class _Loading:
             config = self._stage(stage, raw)
             if config is not None:
                 stages[stage] = config
+        if raw_stages == {} or "stages" not in tree:
+            composition.note(("stages",), "missing key 'stages' in the recipe: at least one stage", at_key=True)
         checks.check_names(tree, composition)
         checks.check_callables(tree, composition, self.root, self.wrong)
         checks.check_stages(tree, stages, self.specs, composition, self.wrong)

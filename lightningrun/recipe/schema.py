@@ -79,6 +79,8 @@ def _loosen(schema: Any) -> None:
     if not isinstance(schema, dict):
         return
     schema.pop("required", None)
+    if "const" in schema:
+        schema.pop("enum", None)  # some versions of pydantic write both
     if "oneOf" in schema:
         schema["anyOf"] = schema.pop("oneOf")
     for key, inner in list(schema.items()):

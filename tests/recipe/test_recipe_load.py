@@ -52,6 +52,7 @@ name: x
 extends: [base/deep/task.yaml, base/agent.yaml]
 reward: {function: 'pkg.agent:match'}
 models: {policy: {retries: 9}}
+stages: {final: {type: evaluate}}
 """
     loaded = project.load(text)
     assert loaded.recipe.seed == 3

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from recipe_project import RECIPE
 from stage_types import SPECS
 
 from lightningrun.recipe import check
@@ -137,6 +138,27 @@ def test_secrets_are_refused_and_never_printed(
     for secret in (CANARY, "hunter2hunter2"):
         assert secret not in "\n".join(problems)
     assert any("secret" in problem or "api_key_env" in problem for problem in problems)
+
+
+def test_a_prompt_file_that_cannot_be_used(project: Any) -> None:
+    for content, expected in (
+        (f"Use {CANARY}.".encode(), "holds a secret, or what looks like one"),
+        (b"a\n\xff", "not UTF-8; save it as UTF-8"),
+        (b"a\0b", "holds a NUL character"),
+        (b"x" * (257 << 10), "this prompt is larger than 256 KiB"),
+    ):
+        project.write("prompts/system.md", content)
+        (problem,) = project.problems()
+        assert problem.startswith("recipe.yaml:8:20: agent.prompts.system.file: prompts/system.md")
+        assert problem.endswith(expected)
+
+
+def test_a_recipe_needs_a_stage(project: Any) -> None:
+    head = RECIPE[: RECIPE.index("stages:")]
+    missing = "missing key 'stages' in the recipe: at least one stage"
+    assert project.problems(head) == [f"recipe.yaml:1:1: {missing}"]
+    assert project.problems(head + "stages: {}\n") == [f"recipe.yaml:16:1: {missing}"]
+    assert project.problems(head + "stages:\n") == ["recipe.yaml:16:8: stages: must be a mapping, got nothing"]
 
 
 def test_words_are_not_taken_for_secrets(project: Any, changed: Changed) -> None:

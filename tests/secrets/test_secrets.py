@@ -67,7 +67,7 @@ def test_a_masked_json_text_is_json_without_the_secret(values: list[str], words:
     [
         ("key sk-proj-abcDEF123456ghijkl rest", "key *** rest"),
         ("Authorization: Bearer abcdef.ghij-k12", "Authorization: Bearer ***"),
-        ('{"authorization":"bearer abcdefghijkl"}', '{"authorization":"bearer ***"}'),
+        ('{"authorization":"bearer abcdefghijk1"}', '{"authorization":"bearer ***"}'),
         ("AKIAIOSFODNN7EXAMPLE", "***"),
         ("ghp_0123456789abcdefghij0123456789abcdef", "***"),
         ("github_pat_11ABCDEFG0123456789_abcdefghij", "***"),
@@ -89,6 +89,7 @@ def test_well_known_shapes_are_masked(text: str, masked: str) -> None:
     [
         "task-decomposition-with-20-long-names",
         "the bearer of this letter",
+        "Authorization: Bearer YOUR_API_KEY",
         "sk-learn is a package",
         "risk-adjusted-return-2024-q1-report",
         "http://127.0.0.1:8080/v1/chat",
@@ -119,6 +120,7 @@ def test_values_come_from_the_environment_by_name() -> None:
         assert masker.mask(f"<{value}>") == (f"<{value}>" if kept else "<***>"), name
     assert is_secret_name("CANARY_SECRETKEY")
     assert not is_secret_name("KEYBOARD_LAYOUT")
+    assert not is_secret_name("SSH_KEY_FILE")
 
 
 def test_the_longest_secret_wins() -> None:
