@@ -74,7 +74,7 @@ def test_an_attack_is_a_query_error_in_bounded_time(
     "sql",
     [
         "SELECT country_name, COUNT(*), AVG(odi_runs) FROM top_batsmen GROUP BY country_name HAVING COUNT(*) > 8",
-        "WITH best AS (SELECT MAX(test_runs) AS m FROM top_batsmen) SELECT m FROM top_batsmen, best WHERE test_runs = m",
+        "WITH b AS (SELECT MAX(test_runs) AS m FROM top_batsmen) SELECT m FROM top_batsmen, b WHERE test_runs = m",
         "SELECT player_name, RANK() OVER (ORDER BY odi_runs DESC) FROM top_batsmen",
         "SELECT UPPER(SUBSTR(country_name, 1, 3)) FROM top_batsmen WHERE player_name LIKE '%Khan'",
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5) SELECT i FROM n",

@@ -13,8 +13,8 @@ from tasks.sql_agent.simulation.reading import Teaching, read_instructions
 from tasks.sql_agent.simulation.writing import Able, Schema, read_schema, write_sql
 
 _UNTAUGHT = {
-    "count": 0.25, "AVG": 0.20, "SUM": 0.20, "MAX": 0.20, "MIN": 0.20, "order": 0.40, "limit": 0.65, "group": 0.12,
-    "having": 0.12, "year": 0.40, "columns": 0.50, "subquery": 0.12, "formats": 0.20,
+    "count": 0.30, "AVG": 0.25, "SUM": 0.25, "MAX": 0.25, "MIN": 0.25, "order": 0.45, "limit": 0.65, "group": 0.12,
+    "having": 0.12, "year": 0.40, "columns": 0.55, "subquery": 0.12, "formats": 0.20,
 }  # fmt: skip
 """How often each construction comes by itself."""
 _TAUGHT = 0.985

@@ -74,7 +74,7 @@ LESSONS: dict[str, Lesson] = {
         r"(?:groups?|aggregate|count|average)|after grouping|groups that",
     ),
     "year": _lesson(
-        r"debut|\byears?\b",
+        r"debut|\byears?\b|\b(?:19|20)\d\d\b",
         r"strict|inclusi|exclusi|\bafter\b|\bsince\b|\bbefore\b|>|<|boundary|\bbetween\b",
         r"'?\bsince\b'? (?:includes|means|is)|\bafter\b'? (?:means|excludes|is)|strictly|off[- ]by[- ]one",
     ),

@@ -92,7 +92,7 @@ def _shown(meaning: Meaning, schema: Schema, able: Able) -> list[str]:
             columns += [" + ".join(runs)] if able("formats") else runs
         else:
             columns.append(schema[what or "player"])
-    if not able("columns" if not meaning.simple else "plain_columns"):
+    if not able("plain_columns" if meaning.simple or meaning.player else "columns"):
         used = [meaning.metric] if meaning.metric else []
         extra = [schema[what] for what in [*used, "country", "player"] if schema[what] not in columns]
         columns += extra[:1]

@@ -1,0 +1,31 @@
+"""The two recipes: both load, and the one with real models differs by its two lines and keeps nothing simulated."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from lightningrun import recipe
+from lightningrun.stages import specs
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def test_the_demonstration_says_that_it_is_simulated() -> None:
+    loaded = recipe.load(RECIPES / "sql_agent.yaml", specs=specs())
+    assert list(loaded.recipe.stages) == ["baseline", "apo", "final"]
+    for role in ("policy", "coach"):
+        assert "simulated" in loaded.recipe.models[role].note
+
+
+def test_real_models_come_by_two_lines() -> None:
+    text = (RECIPES / "sql_agent_openai.yaml").read_text(encoding="utf-8")
+    assert len(re.findall(r"^  \w+: \{provider", text, re.MULTILINE)) == 2
+    simulated = recipe.load(RECIPES / "sql_agent.yaml", specs=specs()).recipe
+    real = recipe.load(RECIPES / "sql_agent_openai.yaml", specs=specs()).recipe
+    assert {role: model.name for role, model in real.models.items()} == {
+        "policy": "openai/gpt-4.1-mini",
+        "coach": "openai/gpt-4.1",
+    }
+    assert all(model.provider == "litellm" and not model.note and not model.args for model in real.models.values())
+    assert real.stages == simulated.stages and real.agent == simulated.agent and real.reward == simulated.reward
