@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class RowChange:
-    """A row that the first evaluation failed, with what was said then and in the last one."""
+    """A row that the first or the last evaluation failed, with what was said in each."""
 
     task_id: str
     question: str
@@ -49,6 +49,10 @@ class RowChange:
     @property
     def fixed(self) -> bool:
         return self.after.passed
+
+    @property
+    def broken(self) -> bool:
+        return self.before.passed
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,17 +170,16 @@ def _from_search(metrics: Mapping[str, Any]) -> Headline:
 
 
 def telling_changes(run_dir: Path, pairs: Sequence[tuple[Row, Row]], limit: int = 12) -> tuple[RowChange, ...]:
-    """Rows that failed before: the repaired first, by how much they gained, then those still failing.
+    """Rows that failed before or after: the repaired first, then the broken, then those still failing.
 
     At most ``limit`` of each; tags are taken in turn, so that one kind of question does not crowd out the others.
     """
-    failed = [(before, after) for before, after in pairs if not before.passed]
-    fixed = _in_turn([pair for pair in failed if pair[1].passed])[:limit]
-    still = _in_turn([pair for pair in failed if not pair[1].passed])[:limit]
-    questions = _questions(run_dir, {before.split for before, _ in fixed + still})
-    return tuple(
-        RowChange(a.task_id, questions.get(a.task_id) or _asked(run_dir, a.call_refs), a, b) for a, b in fixed + still
-    )
+    fixed = _in_turn([(a, b) for a, b in pairs if not a.passed and b.passed])[:limit]
+    broken = _in_turn([(a, b) for a, b in pairs if a.passed and not b.passed])[:limit]
+    still = _in_turn([(a, b) for a, b in pairs if not a.passed and not b.passed])[:limit]
+    shown = fixed + broken + still
+    questions = _questions(run_dir, {before.split for before, _ in shown})
+    return tuple(RowChange(a.task_id, questions.get(a.task_id) or _asked(run_dir, a.call_refs), a, b) for a, b in shown)
 
 
 def _in_turn(pairs: Sequence[tuple[Row, Row]]) -> list[tuple[Row, Row]]:

@@ -7,6 +7,7 @@ says so to the browser too. Every text from agents, models and data is escaped b
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -63,15 +64,18 @@ def render(run: RunSummary) -> str:
         num=_number, signed=lambda v: _number(v, "+"), usd=_usd, span=_duration, short=_short, when=_when, big=_big
     )
     fixed = [change for change in run.changes if change.fixed]
-    still = [change for change in run.changes if not change.fixed]
+    broken = [change for change in run.changes if change.broken]
+    still = [change for change in run.changes if not change.fixed and not change.broken]
     return environment.from_string(source).render(
         run=run,
+        notes=_notes(run.notes),
         head=run.headline,
         axis=_axis(run),
         plots=plots(run),
         diffs=[(change, _diff_lines(change.diff)) for change in run.prompts],
         lineage=[(stage, [_candidate(told) for told in told_all]) for stage, told_all in run.candidates.items()],
         fixed=fixed[:SHOWN],
+        broken=broken[:SHOWN],
         still=still[:SHOWN],
         tags=tag_table(run),
         roles=[(role, parts, tokens_of(parts)) for role, parts in run.totals.by_role.items()],
@@ -87,6 +91,8 @@ def plots(run: RunSummary) -> list[Plot]:
     made = []
     for stage, curves in run.curves.items():
         name = next((n for n in ("val_reward", "reward") if n in curves), next(iter(curves)))
+        if len(curves[name]) < 2:
+            continue
         rollouts = "rollouts" in curves and name == "val_reward"
         dots = []
         for told in run.candidates.get(stage, ()):
@@ -106,7 +112,7 @@ def _plot(
     left, top, right, bottom = _MARGIN[0], _MARGIN[1], width - _MARGIN[2], height - _MARGIN[3]
     xs = [x for x, _ in points] + [dot[0] for dot in dots]
     ys = [y for _, y in points] + [dot[1] for dot in dots]
-    x_high = max([*xs, 1.0])
+    x_high, x_step = _round_axis(max([*xs, 1.0]))
     y_low, y_high = min([*ys, 0.0]), max([*ys, 1.0])
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -124,10 +130,16 @@ def _plot(
         height,
         path,
         [(*place(x, y), verdict, f"candidate {label}: {y:.3f}, {verdict}") for x, y, verdict, label in dots],
-        [(place(x_high * part / 4, y_low)[0], f"{x_high * part / 4:.0f}") for part in range(5)],
+        [(place(x, y_low)[0], str(x)) for x in range(0, int(x_high) + 1, x_step)],
         [(place(0, value)[1], f"{value:.2g}") for value in (y_low + (y_high - y_low) * part / 4 for part in range(5))],
         (left, top, right, bottom),
     )
+
+
+def _round_axis(highest: float) -> tuple[float, int]:
+    """The end of an axis from 0, and the distance of its ticks: 1, 2 or 5 times a power of ten, at most seven ticks."""
+    step = next(s for power in range(12) for s in (10**power, 2 * 10**power, 5 * 10**power) if highest / s <= 6)
+    return float(math.ceil(highest / step) * step), step
 
 
 def tag_table(run: RunSummary) -> list[tuple[str, int, float | None, float]]:
@@ -164,6 +176,15 @@ def _axis(run: RunSummary) -> dict[str, Any]:
 
     shown = [(kind, name, value, at(value), at(a), at(b)) for kind, name, value, a, b in bars if value is not None]
     return {"bars": shown, "low": low, "high": high, "zero": at(0.0)}
+
+
+def _notes(notes: Sequence[str]) -> list[str]:
+    """``role: words`` notes, those of the same words in one."""
+    roles: dict[str, list[str]] = {}
+    for note in notes:
+        role, colon, words = note.partition(": ")
+        roles.setdefault(words if colon else note, []).extend([role] if colon else [])
+    return [f"{', '.join(names)}: {words}" if names else words for words, names in roles.items()]
 
 
 def _key_metric(stage: StageSummary) -> tuple[str, Json]:

@@ -26,6 +26,7 @@ from lightningrun.tracking.comparison import (
 )
 from lightningrun.types import Json
 
+_ORIGIN = ("step", "parents", "component", "diff", "coach", "critique", "acceptance", "spend")
 Cost = Mapping[str, Mapping[str, float]]
 """Role -> calls, prompt_tokens, completion_tokens, usd."""
 
@@ -101,7 +102,7 @@ class RunSummary:
     """Stage -> candidate events, one for each id, as last told."""
     prompts: tuple[PromptChange, ...] = ()
     changes: tuple[RowChange, ...] = ()
-    """Rows that the first evaluation failed, the most telling first; ``fixed`` tells those that the last one passed."""
+    """Rows that the first or the last evaluation failed: ``fixed`` ones, ``broken`` ones, then the rest."""
     gates: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
     paths: Mapping[str, str] = field(default_factory=dict)
     mirror: Mapping[str, Json] = field(default_factory=dict)
@@ -162,7 +163,9 @@ class _Stage:
                 if isinstance(value, (int, float)):
                     self.curves.setdefault(name, {})[event["step"]] = float(value)
         elif kind == "candidate":
-            self.candidates[event["id"]] = {k: v for k, v in event.items() if k not in ("crc", "kind", "seq")}
+            # The winner is told twice; the second time brings the verdict, the first how it came about.
+            first = self.candidates.get(event["id"], {})
+            self.candidates[event["id"]] = {**event, **{name: first[name] for name in _ORIGIN if name in first}}
         elif kind == "prompt":
             self.prompts.setdefault(event["name"], {})[event["label"]] = dict(event)
         elif kind == "gate":

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lightningrun.tracking.comparison import paired_interval
+from lightningrun.tracking.report import render
 from lightningrun.tracking.summary import summarise
 from tests.tracking.fake_run import BEST_PROMPT, SEED_PROMPT, FakeRun, whole_run
 
@@ -48,6 +49,18 @@ def test_failures_before_and_after_are_told_with_their_question(tmp_path: Path) 
     kinds = {change.before.tags for change in fixed[:3]}
     assert len(kinds) == 3, "one of each kind before a second of any"
     assert [change.task_id for change in changes if not change.fixed]
+    assert not any(change.broken for change in changes)
+
+
+def test_rows_that_were_right_and_are_wrong_now_are_told_too(tmp_path: Path) -> None:
+    fake = FakeRun(tmp_path)
+    fake.start()
+    fake.evaluate("baseline", 1, SEED_PROMPT, 1.0)
+    fake.evaluate("final", 3, SEED_PROMPT, 0.5)
+    run = summarise(fake.path)
+    assert run.changes and all(change.broken and not change.fixed for change in run.changes)
+    assert run.headline is not None and run.headline.high is not None and run.headline.high < 0
+    assert "broken now" in render(run)
 
 
 def test_the_question_is_taken_from_the_call_when_the_data_is_gone(tmp_path: Path) -> None:
