@@ -2,9 +2,9 @@
 
     python bench/rollouts.py [--n 1000] [--repeats 3] [--peer-python VENV/bin/python]
 
-Contestants take turns, so that a busy machine hits all of them; medians are shown. calls/s is taken by the endpoint (from
-the first call to the last, start-up left out); CPU is that of the whole process tree, start-up and imports included.
-With ``--peer-python`` (a venv with agentlightning 0.3.0 and the dependencies of December 2025) the peer is measured too.
+Contestants take turns, so that a busy machine hits all of them; medians are shown. calls/s is taken by the endpoint
+(first call to last, start-up left out); CPU is that of the whole process tree, start-up and imports included. With
+``--peer-python`` (a venv with agentlightning 0.3.0 and the dependencies of December 2025) the peer is measured too.
 Exit 1 if a target is missed.
 """
 

@@ -21,7 +21,7 @@ WORKDIR = "workdir"
 
 
 class LLM(dict[str, Any]):
-    """The endpoint an agent talks to, ``llm["base_url"]`` or ``llm.base_url``: also ``api_key``, ``model``, sampling."""
+    """The agent's endpoint, ``llm["base_url"]`` or ``llm.base_url``: also ``api_key``, ``model``, sampling."""
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -1,7 +1,7 @@
 """``isolation: inline``: the agent in the runner's own process, for trusted light agents.
 
 Async functions share the runner's event loop; each sync call has a thread. Each rollout has a url of its own, which
-the agent must take from ``llm``. Limits, none of which process isolation has: a sync function cannot be killed, so after
+the agent must take from ``llm``. Limits that process isolation has not: a sync function cannot be killed, so after
 a timeout its thread goes on until it returns; an agent that blocks the loop, exits the process or eats memory does that
 to the run; the environment is the runner's, keys included.
 """

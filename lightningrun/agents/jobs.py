@@ -14,7 +14,7 @@ Bind = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class AgentJob:
-    """One execution of the agent. ``fields`` is the task's whole row; ``llm`` holds the sampling that the recipe fixes."""
+    """One run of the agent. ``fields`` is the task's whole row; ``llm`` is the sampling that the recipe fixes."""
 
     fields: Mapping[str, Json]
     prompts: Mapping[str, str]

@@ -39,7 +39,7 @@ class ServerLost(Exception):
 
 @dataclass(frozen=True)
 class SlotKind:
-    """What the slots of one group run. ``model`` is the model name they are told; ``args`` are what the function gets."""
+    """What the slots of one group run. ``model`` is the name they are told; ``args`` are what the function gets."""
 
     role: str
     entrypoint: str
@@ -59,6 +59,7 @@ class ForkServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = bytearray()
         self._starts = 0
+        self._closed = False
         self._slots: dict[int, Slot] = {}
         self.scratch = ""
 
@@ -88,6 +89,8 @@ class ForkServer:
                 self._lost()
 
     def _start(self) -> None:
+        if self._closed:
+            raise StageFailed("the agents' slots are closed")
         if self._starts == _MAX_SERVER_STARTS:
             raise StageFailed(
                 "the agents' fork server died twice", where=str(self._log), hint="the end of its log says more"
@@ -153,6 +156,7 @@ class ForkServer:
 
     async def close(self) -> None:
         """Hang up: the server then kills every slot's tree and ends. A server that does not is killed."""
+        self._closed = True
         self._disconnect()
         if self._process is not None:
             loop = asyncio.get_running_loop()

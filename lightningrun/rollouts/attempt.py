@@ -198,6 +198,6 @@ def _infra_error(session: CallSession, outcome: Outcome, stalled_s: float, timeo
 def _bypassed(request: RolloutRequest) -> GatewayBypassed:
     return GatewayBypassed(
         f"the agent answered task {request.task.id!r} ({request.task.split}) without one LLM call through the gateway",
-        hint="have it use `llm` from its arguments, or OPENAI_BASE_URL and OPENAI_API_KEY from its environment, instead "
-        "of an endpoint of its own",
+        hint="have it use `llm` from its arguments, or OPENAI_BASE_URL and OPENAI_API_KEY from its environment, not "
+        "an endpoint of its own",
     )

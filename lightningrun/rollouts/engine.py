@@ -31,7 +31,7 @@ _MIN_INFRA_ERRORS = 3
 """So many lost rollouts are never too many, however small the stage."""
 _HOPELESS_REWARD_ERRORS = 20
 """So many reward errors without one score end the stage before it spends more."""
-_DRAIN_S = 10.0
+_DRAIN_S = 5.0
 """How long Ctrl-C waits for rollouts in flight before it drops them."""
 
 

@@ -131,10 +131,13 @@ time.sleep(600)
 def leaving(question, llm, pids):
     """Answers, and leaves a plain child and a detached grandchild behind."""
     child = subprocess.Popen(["sleep", "600"])
-    with open(pids, "a") as stream:
+    own = f"{pids}.{os.getpid()}"
+    with open(own, "w") as stream:
         stream.write(f"{child.pid}\n")
-    subprocess.run([sys.executable, "-c", DETACHED, pids], check=True)
-    wait_for_lines(pids, 2)
+    subprocess.run([sys.executable, "-c", DETACHED, own], check=True)
+    wait_for_lines(own, 2)
+    with open(own) as found, open(pids, "a") as stream:
+        stream.write(found.read())
     return ask(question, llm)
 
 
@@ -154,8 +157,10 @@ def forking(question, llm):
 def wait_for_lines(path, count):
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        if os.path.exists(path) and len(open(path).read().splitlines()) >= count:
-            return
+        if os.path.exists(path):
+            with open(path) as stream:
+                if len(stream.read().splitlines()) >= count:
+                    return
         time.sleep(0.01)
 
 
@@ -164,3 +169,87 @@ def wait_for_lines(path, count):
 
 def exact(output, question):
     return float(output == question)
+
+
+def from_args(output, question, args):
+    """A reward that does what the recipe's ``args`` tell it to."""
+    kind = args["kind"]
+    if kind == "raises":
+        raise KeyError("gold")
+    if kind == "hangs":
+        time.sleep(600)
+    if kind == "exits":
+        os._exit(1)
+    if kind == "Reward":
+        from lightningrun import Reward
+
+        return Reward(0.5, "half right", {"length": 3})
+    values = {"nan": float("nan"), "inf": float("inf"), "object": object(), "set": {1}}
+    return values.get(kind, args.get("value"))
+
+
+def judged(output, question, llm, trace, failing=False):
+    """A reward given by a model, which also reads the trace."""
+    verdict = ask(f"grade {output}", llm)
+    return {"score": float(verdict == f"grade {question}"), "feedback": f"{len(trace)} call: {trace[0]['role']}"}
+
+
+def flaky_for_odd_rows(output, question):
+    if int(question[1:]) % 2:
+        raise RuntimeError("odd")
+    return 1.0
+
+
+# ------------------------------------------------------------------ what agents are given
+
+
+def tell_all(question, task, prompts, llm, seed, workdir, args, style, optional="default"):
+    ask(question, llm)
+    with open(os.path.join(workdir, "note"), "w") as stream:
+        stream.write("x")
+    return {
+        "question": question,
+        "task": task,
+        "prompts": prompts,
+        "model": llm.model,
+        "seed": seed,
+        "workdir": workdir,
+        "args": args,
+        "style": style,
+        "optional": optional,
+    }
+
+
+def takes_any(**everything):
+    ask(everything["question"], everything["llm"])
+    return sorted(everything)
+
+
+def wants_more(question, llm, country):
+    return ask(question, llm)
+
+
+def environment(question, llm):
+    ask(question, llm)
+    return dict(os.environ)
+
+
+def asks_twice(question, llm):
+    return ask(question, llm) + ask(question + "!", llm)
+
+
+def built_in_prompt(question, llm):
+    return ask(question, llm, system="Built in.")
+
+
+def seeded(question, llm):
+    import random
+
+    ask(question, llm)
+    return random.random()
+
+
+def counting(question, llm, log):
+    with open(log, "a") as stream:
+        stream.write(question + "\n")
+    return ask(question, llm)
