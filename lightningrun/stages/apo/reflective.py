@@ -196,20 +196,26 @@ class Reflective:
                 return failures > 0
             await self._evaluation.run(more)
 
+    def _mostly_fails(self, parent: Candidate) -> bool:
+        """Whether there is still much to be said; a parent that mostly succeeds is changed with more care."""
+        known = [one for one in self._evaluation.of(parent, self._config.train) if one.status.scored]
+        return 2 * len(self._failures(parent)) > len(known)
+
     def _failures(self, candidate: Candidate) -> list[Rollout]:
         return failures(self._evaluation.of(candidate, self._config.train), self._top)
 
     async def _propose(self, attempts: Sequence[Attempt]) -> None:
         """Have the coach write all proposals of a generation, in rounds, and guard them in order.
 
-        Each round shows the next share of the failures and rewrites what the round before has written. A round whose
-        answer is of no use is skipped if another one was.
+        Each round shows the next share of the failures and rewrites what the round before has written; a parent that
+        mostly succeeds gets one round. An answer of no use is passed over if another round gave a better one.
         """
         reflection = self._config.reflection
         shares: dict[int, list[list[Rollout]]] = {}
         for one in attempts:
             shown = choose_failures(self._failures(one.parent), self._top, reflection, one.rng)
-            shares[one.index] = in_shares(shown, reflection.batch, reflection.rounds)
+            rounds = reflection.rounds if self._mostly_fails(one.parent) else 1
+            shares[one.index] = in_shares(shown, reflection.batch, rounds)
             one.texts = {name: one.parent.prompts[name] for name in one.components}
         for number in range(reflection.rounds):
             asked = [one for one in attempts if number < len(shares[one.index])]
