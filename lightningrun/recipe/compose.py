@@ -36,7 +36,6 @@ class Setting:
     value: Any
     base: Path
     """The folder that relative paths in this layer start from."""
-    order: int
 
     @property
     def place(self) -> str:
@@ -44,6 +43,19 @@ class Setting:
 
     def __str__(self) -> str:
         return f"{self.place}: {self.value!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A file or an override, as settings name it."""
+
+    file: str
+    base: Path
+    located: bool = True
+
+    def setting(self, key: Mark, value: Mark, plain: Any) -> Setting:
+        at = (*value, *key) if self.located else (0, 0, 0, 0)
+        return Setting(self.file, *at, plain, self.base)
 
 
 @dataclass(slots=True)
@@ -56,7 +68,6 @@ class Composition:
     settings: dict[KeyPath, list[Setting]] = field(default_factory=dict)
     sources: list[Path] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-    order: int = 0
 
     def setting(self, path: KeyPath) -> Setting | None:
         """The last setting of ``path``, or of its nearest ancestor that was set."""
@@ -82,23 +93,24 @@ class Composition:
     def note(self, path: KeyPath, message: str, hint: str = "", *, at_key: bool = False) -> None:
         self.problems.append(self.problem(path, message, hint, at_key=at_key))
 
-    def add(self, node: Node, file: str, base: Path) -> None:
+    def add(self, node: Node, layer: Layer) -> None:
         """Lay one more mapping over the tree."""
-        self.order += 1
-        self._record((), node, node.mark.line, node.mark.column, file, base)
+        self.record((), node, node.mark, layer)
         self.tree = overlay(self.tree, node.plain())
 
-    def _record(self, path: KeyPath, node: Node, key_line: int, key_column: int, file: str, base: Path) -> None:
-        mark = node.mark
-        plain = None if isinstance(node.value, (dict, list)) and not path else node.plain()
-        setting = Setting(file, mark.line, mark.column, key_line, key_column, plain, base, self.order)
-        self.settings.setdefault(path, []).append(setting)
+    def record(self, path: KeyPath, node: Node, key: Mark, layer: Layer) -> None:
+        """Remember that ``layer`` sets ``path``, and all that lies below it, to ``node``."""
+        before = self.settings.get(path)
+        if before and isinstance(before[-1].value, (dict, list)) and not isinstance(node.value, dict):
+            for below in [other for other in self.settings if len(other) > len(path) and other[: len(path)] == path]:
+                del self.settings[below]
+        self.settings.setdefault(path, []).append(layer.setting(key, node.mark, node.plain() if path else None))
         if isinstance(node.value, dict):
-            for key, (key_mark, inner) in node.value.items():
-                self._record((*path, key), inner, key_mark.line, key_mark.column, file, base)
+            for name, (mark, inner) in node.value.items():
+                self.record((*path, name), inner, mark, layer)
         elif isinstance(node.value, list):
             for index, inner in enumerate(node.value):
-                self._record((*path, index), inner, inner.mark.line, inner.mark.column, file, base)
+                self.record((*path, index), inner, inner.mark, layer)
 
 
 def overlay(below: Any, above: Any) -> Any:
@@ -173,7 +185,7 @@ class _Extender:
                 self.visit(path, (file, parent), above)
             except Refused as refused:
                 problems.append(refused.problem)
-        self.composition.add(node, file, base)
+        self.composition.add(node, Layer(file, base))
 
     def _parents(self, node: Node, file: str) -> Iterator[Node]:
         for entry in node.value if isinstance(node.value, list) else [node]:
@@ -211,46 +223,30 @@ def _shown(key: str, override: str, masker: Masker) -> str:
 def _lay(composition: Composition, keys: list[str], node: Node, place: str) -> None:
     path: KeyPath = ()
     below: Any = composition.tree
-    steps: list[tuple[KeyPath, Any]] = []
+    containers: list[Any] = []
     for depth, key in enumerate(keys):
-        last = depth == len(keys) - 1
         if isinstance(below, list):
             if not key.isdecimal() or int(key) >= len(below):
                 composition.problems.append(Problem(f"'{dotted(path)}' has no item {key!r}", place))
                 return
-            steps.append((path, below))
+            containers.append(below)
             path, below = (*path, int(key)), below[int(key)]
             continue
         known = below if isinstance(below, dict) else {}
-        must_exist = (
-            (path in _NAMED_BLOCKS and not last) or path[:1] == ("vars",) or (path == () and key == "vars" and last)
-        )
-        if must_exist and key not in known:
-            where = f"in '{dotted(path)}'" if path else "in the recipe"
-            composition.problems.append(Problem(f"no '{key}' {where}", place, hint=did_you_mean(key, known)))
+        if key not in known and (path[:1] == ("vars",) or (path in _NAMED_BLOCKS and depth < len(keys) - 1)):
+            message = f"no '{key}' in '{dotted(path)}'"
+            composition.problems.append(Problem(message, place, hint=did_you_mean(key, known)))
             return
-        steps.append((path, below))
+        containers.append(below)
         path, below = (*path, key), known.get(key)
     value = node.plain()
-    for (_, container), step in zip(reversed(steps), reversed(path), strict=True):
+    for container, step in zip(reversed(containers), reversed(path), strict=True):
         if isinstance(container, list) and isinstance(step, int):
             value = [*container[:step], overlay(container[step], value), *container[step + 1 :]]
         else:
             value = {step: value}
-    composition.order += 1
-    _unmark(node)
+    layer = Layer(place, Path.cwd(), located=False)
     for length in range(1, len(path)):
-        if path[:length] not in composition.settings:
-            around = Setting(place, 0, 0, 0, 0, {}, Path.cwd(), composition.order)
-            composition.settings[path[:length]] = [around]
-    composition._record(path, node, 0, 0, place, Path.cwd())
+        composition.settings.setdefault(path[:length], [layer.setting(Mark(0, 0), Mark(0, 0), {})])
+    composition.record(path, node, node.mark, layer)
     composition.tree = overlay(composition.tree, value)
-
-
-def _unmark(node: Node) -> None:
-    node.mark = Mark(0, 0)
-    if isinstance(node.value, dict):
-        node.value = {key: (Mark(0, 0), inner) for key, (_, inner) in node.value.items()}
-    inner_nodes = [pair[1] for pair in node.value.values()] if isinstance(node.value, dict) else node.value
-    for inner in inner_nodes if isinstance(inner_nodes, list) else ():
-        _unmark(inner)

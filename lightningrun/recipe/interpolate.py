@@ -39,12 +39,27 @@ def resolve(tree: dict[str, Any], note: Note) -> tuple[dict[str, Any], set[KeyPa
     failed = weigher.failed()
     if weigher.too_heavy:
         return tree, set(texts)
+    copied = {path: _copied(text, tree) for path, text in texts.items()}
+    if all(value is not None for value in copied.values()):
+        return replaced(tree, copied), set()
     readable = replaced(tree, dict.fromkeys(failed, ""))
     config = _config(readable, texts, failed, note)
     values: dict[KeyPath, Any] = dict.fromkeys(failed, None)
     for path in texts:
         values[path] = texts[path] if path in failed else _value(config, path, texts[path], tree, failed, note)
     return replaced(tree, values), failed
+
+
+def _copied(text: str, tree: dict[str, Any]) -> Any:
+    """What a text that is one plain reference to a finished value becomes, else None.
+
+    Most recipes interpolate nothing else, and importing OmegaConf would double the time they take to load.
+    """
+    found = _PLAIN_REFERENCE.fullmatch(text)
+    if found is None or not _exists(tree, found[1]):
+        return None
+    value = get(tree, found[1].split("."))
+    return None if any(isinstance(leaf, str) and "${" in leaf for _, leaf in leaves(value)) else replaced(value, {})
 
 
 def _config(tree: dict[str, Any], texts: dict[KeyPath, str], failed: set[KeyPath], note: Note) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,9 @@ _NOT_CONTENT = {"description", "vars", "tracking", "execution"}
 _MODEL_NOT_CONTENT = {"note", "concurrency", "timeout_s", "deadline_s", "retries", "price", "api_key_env"}
 
 
+_DEFAULT = Setting("default", 0, 0, 0, 0, None, Path())
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedRecipe:
     """A recipe that is right as far as can be known without running it, and where each of its values came from."""
@@ -56,8 +59,12 @@ class LoadedRecipe:
         Raises UsageError if the recipe has no such key.
         """
         path, value = self._find(key)
-        found = self.composition.settings.get(path)
-        return list(found) if found else [Setting("default", 0, 0, 0, 0, value, self.path.parent, 0)]
+        settings = self.composition.settings
+        if path[-1] == "text" and (*path[:-1], "file") in settings:
+            path = (*path[:-1], "file")
+        while path not in settings and isinstance(settings.get(path[:-1], [_DEFAULT])[-1].value, str):
+            path = path[:-1]  # part of what an interpolation, or a bare text, put here as a whole
+        return list(settings.get(path) or [replace(_DEFAULT, value=value)])
 
     def value(self, key: str) -> Any:
         """The value of a dotted key, defaults included. Raises UsageError if the recipe has no such key."""

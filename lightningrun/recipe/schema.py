@@ -81,6 +81,8 @@ def _loosen(schema: Any) -> None:
     schema.pop("required", None)
     if "const" in schema:
         schema.pop("enum", None)  # some versions of pydantic write both
+    if schema.get("additionalProperties") is True:
+        del schema["additionalProperties"]  # and some do not write what goes without saying
     if "oneOf" in schema:
         schema["anyOf"] = schema.pop("oneOf")
     for key, inner in list(schema.items()):

@@ -174,6 +174,10 @@ def test_why_tells_defaults_and_refuses_unknown_keys(project: Any) -> None:
         UsageError, match=r"no key 'stages.apo.roundz' in the recipe; did you mean 'stages.apo.rounds'\?"
     ):
         loaded.why("stages.apo.roundz")
+    assert [str(s) for s in loaded.why("agent.prompts.system.text")] == ["recipe.yaml:8:20: 'prompts/system.md'"]
+    loaded = project.load(RECIPE, "models.coach=${models.policy}")
+    assert [str(s) for s in loaded.why("models.coach.name")][-1].endswith("'${models.policy}'")
+    assert loaded.value("models.coach.name") == "pkg.agent:student"
     assert str(loaded.problem("stages.apo.rounds", "m", "h")) == "recipe.yaml:21:13: m; h"
     assert str(loaded.problem("stages.apo.mode", "m")) == "recipe.yaml:18:3: m"
 

@@ -28,7 +28,9 @@ def test_the_committed_schema_is_current(tmp_path: Path) -> None:
     schema.main(["-o", str(tmp_path / "schema.json")])
     made = (tmp_path / "schema.json").read_text("utf-8")
     committed = (ROOT / "lightningrun.schema.json").read_text("utf-8")
-    assert made == committed, "run `python -m lightningrun.recipe.schema -o lightningrun.schema.json`"
+    assert json.loads(made) == json.loads(committed), (
+        "run `python -m lightningrun.recipe.schema -o lightningrun.schema.json`"
+    )
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").rglob("*.yaml")), ids=str)
