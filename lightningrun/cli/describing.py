@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -183,6 +182,8 @@ def _templates() -> list[tuple[str, str]]:
 @click.option("--template", type=click.Choice(list(TEMPLATES)), default="blank", show_default=True)
 def init(folder: Path, template: str) -> None:
     """Copy a template into DIR (default: here). Nothing that exists is overwritten."""
+    import shutil
+
     source = Path(__file__).parent.parent / "templates" / template
     files = [path.relative_to(source) for path in _files_of(source)]
     taken = [str(folder / name) for name in files if (folder / name).exists()]

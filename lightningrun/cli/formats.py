@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+UI_PORT = 5000
+"""Where `lightningrun ui` serves unless told otherwise."""
+
 
 def count(value: float) -> str:
     """12345 -> '12.3k'."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from lightningrun.cli import options
-from lightningrun.cli.summaries import UI_PORT, mirror_lines
+from lightningrun.cli.formats import UI_PORT
 from lightningrun.errors import ExitCode
 
 
@@ -40,6 +40,7 @@ def ui(runs_dir: str, port: int) -> int:
 @options.runs_dir_option
 def sync(run: str, runs_dir: str) -> int:
     """Mirror what is missing of RUN (default: the latest) into MLflow; doing it twice changes nothing."""
+    from lightningrun.cli.summaries import mirror_lines
     from lightningrun.tracking.sync import sync as complete
 
     state = complete(options.find_run(run, runs_dir))

@@ -177,10 +177,10 @@ class LiveView:
             self._event = {}
         elif kind == "progress":
             self._event = event
-        elif kind in ("stage_finished", "stage_reused", "stage_skipped", "run_finished"):
-            self._title, self._event = "saving", {}
+        elif kind in ("stage_finished", "run_finished"):
+            self._title, self._event = "saving" if kind == "stage_finished" else "MLflow is catching up", {}
         for style, line in describe(event, self._verbose):
-            self._console.print(line, style=style or None, markup=False, soft_wrap=True)
+            self._console.print(line, style=style or None, markup=False)
 
     def _draw(self) -> RenderableType:
         from rich.console import Group

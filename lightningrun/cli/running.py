@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lightningrun.cli import options, sweep
+from lightningrun.cli import options
 from lightningrun.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ def run(
     """Run RECIPE's stages in order, with KEY=VALUE overrides; what is unchanged since an earlier run is reused."""
     chosen = options.selection(start, until, only, force, no_cache)
     if sweeps:
+        from lightningrun.cli import sweep
+
         passed_on = [f"--force={value}" for value in force]
         for option, value in (("--from", start), ("--until", until), ("--only", only)):
             passed_on += [option, value] if value else []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightningrun.cli.formats import count, duration, headline, interval, merged, number, plural, usd
+from lightningrun.cli.formats import UI_PORT, count, duration, headline, interval, merged, number, plural, usd
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from lightningrun.tracking.summary import RunSummary, StageSummary
 
 MAX_WIDTH = 120
-UI_PORT = 5000
-"""Where `lightningrun ui` serves unless told otherwise."""
 _STATUS_STYLES = {
     "succeeded": "green",
     "reused": "green",
@@ -131,11 +129,14 @@ def _result(stage: StageSummary) -> str:
 
 
 def _show_diff(out: Console, diff: str) -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
     if not diff:
         out.print("  no change", style="dim")
     for line in diff.splitlines():
         style = "dim" if line.startswith(("---", "+++", "@@")) else {"+": "green", "-": "red"}.get(line[:1], "")
-        out.print(f"  {line}", style=style or None, soft_wrap=not out.is_terminal)
+        out.print(Padding(Text(line, style), (0, 0, 0, 2)))
 
 
 def _show_tags(out: Console, run: RunSummary) -> None:
@@ -187,21 +188,31 @@ def _show_paths(out: Console, run: RunSummary, mirror: MirrorState | None) -> No
         table.add_row("mlflow", line)
     out.print()
     out.print(table)
-    elsewhere = "" if run.path.parent == Path("runs").absolute() else f" --runs-dir {shorten(run.path.parent)}"
-    commands = ["prompt", "show", "logs"] if run.status == "succeeded" else ["resume", "logs"]
-    shown = [f"lightningrun {command} {run.run}{elsewhere}" for command in commands]
-    out.print(f"next: {shown[0]}", *(f"\n      {text}" for text in [*shown[1:], f"lightningrun ui{elsewhere}"]), sep="")
+    _show_next(out, run)
+
+
+def _show_next(out: Console, run: RunSummary) -> None:
+    """Commands worth typing next, as short as they can be."""
+    runs_dir = run.path.parent
+    which = "" if (runs_dir / "latest").resolve() == run.path else f" {run.run}"
+    where = "" if runs_dir == Path("runs").absolute() else f" --runs-dir {shorten(runs_dir)}"
+    ended = [("resume", "go on where it stopped"), ("logs", "what happened")]
+    done = [("prompt", "the best prompt's text, alone"), ("ui", "MLflow: curves, traces, prompt versions")]
+    table = grid("", "", "")
+    for index, (command, words) in enumerate(done if run.status == "succeeded" else ended):
+        table.add_row(
+            "" if index else "next", f"lightningrun {command}{which if command != 'ui' else ''}{where}", words
+        )
+    out.print(table)
 
 
 def mirror_lines(state: MirrorState) -> list[str]:
     """How much of a run MLflow has, and where to look."""
-    if not state.uri:
-        return [state.note] if state.note else []
     from lightningrun.tracking.store import page
 
     have = f"{state.stored:,} of {state.emitted:,} records stored in {state.uri}"
     link = state.deep_link or f"http://127.0.0.1:{UI_PORT}{page(state.experiment_id)}  (while `lightningrun ui` runs)"
-    return [line for line in (have, link if state.experiment_id else "", state.note) if line]
+    return [line for line in (have if state.uri else "", link if state.experiment_id else "", state.note) if line]
 
 
 def shorten(path: str | Path) -> str:
