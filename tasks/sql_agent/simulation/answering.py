@@ -23,6 +23,8 @@ _ALWAYS = {"plain_columns": 0.985, "spelling": 0.995, "wordy": 0.5}
 _SLIPS = 0.045
 """How often a reply is spoilt by a slip that no instruction prevents; a plain lookup or filter has a third of that."""
 _BROKEN_BY_EXPLAINING = 0.35
+_LUCK_OF_THE_QUESTION = 0.5
+"""How much of its luck is the question's: what it finds hard under one prompt it tends to find hard under another."""
 
 
 def reply(request: dict[str, Any]) -> str:
@@ -37,7 +39,9 @@ def reply(request: dict[str, Any]) -> str:
     teaching = read_instructions(system)
     schema = read_schema("\n".join(text for role, text in messages if role != "assistant"))
     meaning = understand(question)
-    sql = write_sql(meaning, schema, _abilities(teaching, rng), after_error=len(asked) > 1)
+    sql = write_sql(
+        meaning, schema, _abilities(teaching, rng, [request.get("seed"), asked]), after_error=len(asked) > 1
+    )
     sql = _act_on_habits(sql, meaning, teaching, schema, rng)
     temperature = float(request.get("temperature") or 0.0)
     slips = _SLIPS * (1 + 0.3 * temperature + 2 * teaching.dilution) / (3 if meaning.simple else 1)
@@ -53,8 +57,12 @@ def _text(message: dict[str, Any]) -> str:
 
 def _dice(request: dict[str, Any], messages: list[tuple[str, str]]) -> random.Random:
     """One generator for each (seed, conversation): the same request always gets the same reply."""
-    material = json.dumps([request.get("seed"), messages])
-    return random.Random(int.from_bytes(hashlib.sha256(material.encode("utf-8", "replace")).digest()[:8], "big"))
+    return _seeded([request.get("seed"), messages])
+
+
+def _seeded(material: list[Any]) -> random.Random:
+    digest = hashlib.sha256(json.dumps(material).encode("utf-8", "replace")).digest()
+    return random.Random(int.from_bytes(digest[:8], "big"))
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -63,12 +71,13 @@ def _split(text: str) -> tuple[str, str]:
     return head, last
 
 
-def _abilities(teaching: Teaching, rng: random.Random) -> Able:
+def _abilities(teaching: Teaching, rng: random.Random, question: list[Any]) -> Able:
     drawn: dict[str, bool] = {}
 
     def able(skill: str) -> bool:
         if skill not in drawn:
-            drawn[skill] = rng.random() < _chance(skill, teaching)
+            luck = rng if rng.random() > _LUCK_OF_THE_QUESTION else _seeded([skill, *question])
+            drawn[skill] = luck.random() < _chance(skill, teaching)
         return drawn[skill]
 
     return able
