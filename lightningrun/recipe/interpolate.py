@@ -44,9 +44,17 @@ def resolve(tree: dict[str, Any], note: Note) -> tuple[dict[str, Any], set[KeyPa
         return replaced(tree, copied), set()
     readable = replaced(tree, dict.fromkeys(failed, ""))
     config = _config(readable, texts, failed, note)
-    values: dict[KeyPath, Any] = dict.fromkeys(failed, None)
-    for path in texts:
-        values[path] = texts[path] if path in failed else _value(config, path, texts[path], tree, failed, note)
+    noted: list[KeyPath] = [*failed]
+
+    def note_once(path: KeyPath, message: str, hint: str) -> None:
+        noted.append(path)
+        note(path, message, hint)
+
+    values = {}
+    for path, text in texts.items():
+        values[path] = text if path in failed else _value(config, path, text, tree, failed, note_once)
+    for path in failed if not noted else ():
+        note(path, f"{dotted(path)}: its ${{...}} cannot be filled in", "")
     return replaced(tree, values), failed
 
 
