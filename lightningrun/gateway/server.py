@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import logging
 import secrets
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ from lightningrun.models.provider import Body, RefusedRequest
 if TYPE_CHECKING:
     from lightningrun.models.service import ModelService
     from lightningrun.models.session import CallSession
+
+_log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 16 << 20
 _SHUTDOWN_S = 1.0
@@ -80,6 +83,11 @@ class Gateway:
             return answers.error(503, self._service.masked(str(error)), "model_error", error_code=error.kind)
         except LightningError as error:
             return answers.error(500, self._service.masked(str(error)), "server_error")
+        except ConnectionError as error:  # the client hung up
+            raise asyncio.CancelledError from error
+        except Exception as error:
+            _log.exception("the gateway failed")
+            return answers.error(500, f"the gateway failed: {type(error).__name__}", "server_error")
 
     async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
         sent = request.headers.get("Authorization", "").encode("utf-8", "replace")
@@ -102,8 +110,29 @@ class Gateway:
             raise answers.ClientError(409, "no rollout is running at this URL", "no_rollout")
         agent = request.headers.get("X-Agent-Name", "")[:100]
         if body.get("stream"):
-            return await _streamed(request, session, body, agent)
+            return await self._streamed(request, session, body, agent)
         return answers.completion(await session.chat(body, agent=agent))
+
+    async def _streamed(
+        self, request: web.BaseRequest, session: CallSession, body: Body, agent: str
+    ) -> web.StreamResponse:
+        options = body.get("stream_options")
+        wants_usage = isinstance(options, dict) and bool(options.get("include_usage"))
+        async with contextlib.aclosing(session.stream(body, agent=agent)) as chunks:
+            first = await chunks.__anext__()  # a failure so far is an HTTP status, not an event
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+            await response.prepare(request)
+            try:
+                await _send(response, first, wants_usage)
+                async for chunk in chunks:
+                    await _send(response, chunk, wants_usage)
+                await response.write(b"data: [DONE]\n\n")
+            except LightningError as error:
+                await response.write(
+                    answers.event({"error": {"message": self._service.masked(str(error)), "type": "model_error"}})
+                )
+            await response.write_eof()
+            return response
 
 
 def _request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
@@ -126,26 +155,6 @@ async def _body(request: web.BaseRequest) -> Body:
             400, "messages must be a list of objects, at least one", "invalid_messages", "messages"
         )
     return body
-
-
-async def _streamed(request: web.BaseRequest, session: CallSession, body: Body, agent: str) -> web.StreamResponse:
-    options = body.get("stream_options")
-    wants_usage = isinstance(options, dict) and bool(options.get("include_usage"))
-    async with contextlib.aclosing(session.stream(body, agent=agent)) as chunks:
-        first = await chunks.__anext__()  # a failure so far is an HTTP status, not an event
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
-        await response.prepare(request)
-        try:
-            await _send(response, first, wants_usage)
-            async for chunk in chunks:
-                await _send(response, chunk, wants_usage)
-            await response.write(b"data: [DONE]\n\n")
-        except LightningError as error:
-            await response.write(answers.event({"error": {"message": str(error), "type": "model_error"}}))
-        except ConnectionError as error:  # the client hung up
-            raise asyncio.CancelledError from error
-        await response.write_eof()
-        return response
 
 
 async def _send(response: web.StreamResponse, chunk: Body, wants_usage: bool) -> None:

@@ -77,7 +77,7 @@ class OpenAIHttp:
             async with self._post(dumps(body), timeout_s) as response:
                 if response.status != 200:
                     raise self._refusal(response, self._masked(await response.read()))
-                if response.content_type != "text/event-stream":
+                if response.content_type in ("application/json", "text/html"):
                     completion = checked(self._parsed_json(self._masked(await response.read())), self._where)
                     for chunk in split(completion):
                         yield chunk

@@ -127,10 +127,11 @@ def _call(
     error: BaseException | None = None
     try:
         result = function()
-    except StopIteration as stop:  # a future cannot carry it
-        error = RuntimeError(f"StopIteration: {stop}")
-    except BaseException as raised:
-        error = raised
+    except Exception as raised:
+        # a future cannot carry StopIteration
+        error = RuntimeError(repr(raised)) if isinstance(raised, StopIteration) else raised
+    except BaseException as raised:  # a model that calls sys.exit() must not end the run
+        error = RuntimeError(repr(raised))
     try:
         loop.call_soon_threadsafe(ended, result, error)
     except RuntimeError:  # the loop is closed: nobody waits any more

@@ -41,6 +41,7 @@ class Role:
 
     def __init__(self, name: str, config: ModelConfig, provider: Provider, seed: int) -> None:
         self.name = name
+        self.where = f"models.{name}"
         self.config = config
         self.provider = provider
         self.price: Price | None = price_of(config)
@@ -193,7 +194,7 @@ class ModelService:
         assembled = Assembler()
         with self._leading(call):
             async with self._sending(call) as attempts:
-                first, chunks = await attempts.run(partial(_opened, call.role.provider, body))
+                first, chunks = await attempts.run(partial(_opened, call.role, body))
                 async with contextlib.aclosing(chunks):
                     assembled.add(first)
                     yield first
@@ -201,8 +202,8 @@ class ModelService:
                         assembled.add(chunk)
                         yield chunk
                 if not assembled.finished:
-                    raise ModelError("the stream ended in the middle", kind="connection", where=_where(call))
-                self._record(call, checked(assembled.done(), _where(call)), body)
+                    raise ModelError("the stream ended in the middle", kind="connection", where=call.role.where)
+                self._record(call, checked(assembled.done(), call.role.where), body)
 
     async def _replayed(self, call: PendingCall) -> Body | None:
         """The logged answer to an equal call, waiting for one under way; None if this call must be sent."""
@@ -276,6 +277,10 @@ class ModelService:
             except ModelError as error:
                 self._record(call, None, error=str(error))
                 raise
+            except (TypeError, ValueError, AttributeError, LookupError, RecursionError) as error:
+                odd = ModelError(f"answered oddly: {error!r}", kind="malformed", where=call.role.where)
+                self._record(call, None, error=str(odd))
+                raise odd from error
             except (asyncio.CancelledError, GeneratorExit):
                 self._record(call, None, error=DISCONNECTED)
                 raise
@@ -324,13 +329,9 @@ class ModelService:
         self._log.close()
 
 
-async def _opened(provider: Provider, body: Body, timeout_s: float) -> tuple[Body, AsyncGenerator[Body, None]]:
-    chunks = provider.stream(body, timeout_s)
+async def _opened(role: Role, body: Body, timeout_s: float) -> tuple[Body, AsyncGenerator[Body, None]]:
+    chunks = role.provider.stream(body, timeout_s)
     try:
         return await chunks.__anext__(), chunks
     except StopAsyncIteration:
-        raise ModelError("the stream was empty", kind="connection", retryable=True) from None
-
-
-def _where(call: PendingCall) -> str:
-    return f"models.{call.role.name}"
+        raise ModelError("the stream was empty", kind="connection", retryable=True, where=role.where) from None

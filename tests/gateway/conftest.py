@@ -44,14 +44,14 @@ def house(tmp_path: Path) -> Opens:
     """``async with house("503*2,ok", retries=2) as h:`` with a real OpenAI client as ``h.client``."""
 
     @contextlib.asynccontextmanager
-    async def opened(*script: str, limits: Limits = Limits(), **options: Any) -> AsyncIterator[House]:
+    async def opened(*script: str, limits: Limits | None = None, **options: Any) -> AsyncIterator[House]:
         async with Endpoint(*script) as endpoint:
             config = ModelConfig(
                 provider="openai", name="real-model", base_url=endpoint.base_url, api_key_env="THE_KEY", **options
             )
             models = {"policy": config, "judge": config.model_copy(update={"name": "judge-model"})}
             log = tmp_path / "calls.jsonl"
-            service = ModelService(models, log, environ={"THE_KEY": KEY}, limits=limits)
+            service = ModelService(models, log, environ={"THE_KEY": KEY}, limits=limits or Limits())
             gateway = Gateway(service)
             await gateway.start()
             session = service.session(stage="s", owner="o")

@@ -9,7 +9,6 @@ import openai
 import pytest
 
 from lightningrun.models.ledger import Limits
-
 from tests.gateway.conftest import KEY, Opens
 
 HI = [{"role": "user", "content": "hi"}]

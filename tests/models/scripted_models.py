@@ -50,3 +50,7 @@ def wrong(request: dict[str, Any]) -> Any:
 
 def without_choices(request: dict[str, Any]) -> dict[str, Any]:
     return {"choices": []}
+
+
+def leaving(request: dict[str, Any]) -> str:
+    raise SystemExit(3)

@@ -18,9 +18,11 @@ from tests.servers.openai_endpoint import Endpoint
 PRICE = PriceConfig(input_per_mtok=1.0, output_per_mtok=1000.0)  # an answer of 5 tokens costs 0.005 dollars
 
 
-def service_at(tmp_path: Path, endpoint: Endpoint, limits: Limits = Limits(), **options: Any) -> ModelService:
+def service_at(tmp_path: Path, endpoint: Endpoint, limits: Limits | None = None, **options: Any) -> ModelService:
     config = ModelConfig(provider="openai", name="m", base_url=endpoint.base_url, concurrency=64, **options)
-    return ModelService({"policy": config, "coach": config}, tmp_path / "calls.jsonl", environ={}, limits=limits)
+    return ModelService(
+        {"policy": config, "coach": config}, tmp_path / "calls.jsonl", environ={}, limits=limits or Limits()
+    )
 
 
 def ask(number: int) -> dict[str, Any]:

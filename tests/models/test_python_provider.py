@@ -63,7 +63,13 @@ async def test_seeds_differ_by_sample_and_repeat_and_come_again(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("raising", "ValueError: no idea"), ("wrong", "int"), ("without_choices", "without choices")]
+    ("name", "said"),
+    [
+        ("raising", "ValueError: no idea"),
+        ("wrong", "int"),
+        ("without_choices", "without choices"),
+        ("leaving", "SystemExit"),
+    ],
 )
 async def test_what_a_function_does_wrong_is_said(tmp_path: Path, name: str, said: str) -> None:
     service = service_for(tmp_path, f"{HERE}:{name}", retries=0)

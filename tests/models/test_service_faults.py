@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import subprocess
+import sys
 import time
 from email.utils import formatdate
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import Any
 import pytest
 
 from lightningrun.errors import Missing, ModelError, UsageError
+from lightningrun.files import read_journal
 from lightningrun.models.provider import RefusedRequest
 from lightningrun.models.service import ModelService
 from lightningrun.recipe.model import ModelConfig
@@ -188,3 +192,55 @@ def test_a_python_model_that_cannot_be_loaded_is_a_usage_error(tmp_path: Path, n
     config = ModelConfig(provider="python", name=name)
     with pytest.raises(UsageError, match=r"models\.policy\.name"):
         ModelService({"policy": config}, tmp_path / "calls.jsonl", environ={})
+
+
+@pytest.mark.parametrize("reply", [{"parts": []}, ["a", "b"], 7, None], ids=["object", "list", "number", "null"])
+@pytest.mark.parametrize("streaming", [False, True])
+async def test_an_odd_message_is_passed_on_or_a_typed_error_never_a_crash(
+    tmp_path: Path, reply: Any, streaming: bool
+) -> None:
+    async with Endpoint("odd", reply=lambda request: reply) as endpoint:
+        service = service_at(tmp_path, endpoint, retries=0)
+        session = service.session(stage="s", owner="o")
+        try:
+            if streaming:
+                _ = [chunk async for chunk in session.stream(ASK)]
+            else:
+                await session.chat(ASK)
+        except ModelError as error:
+            assert error.kind == "malformed" and session.infra_error is error
+        assert len(session.refs) == 1
+        await service.aclose()
+
+
+FULL = """
+import asyncio, pathlib, resource, sys
+from lightningrun.errors import DiskFull
+from lightningrun.models.service import ModelService
+from lightningrun.recipe.model import ModelConfig
+async def main():
+    config = ModelConfig(provider="python", name="tests.models.scripted_models:shout")
+    service = ModelService({"policy": config}, pathlib.Path(sys.argv[1]), environ={})
+    session = service.session(stage="s", owner="o")
+    ask = {"messages": [{"role": "user", "content": "hi"}]}
+    await session.chat(ask)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
+    try:
+        await session.chat(ask)
+        await session.chat(ask)
+    except DiskFull as error:
+        assert session.fatal is error, session.fatal
+        print(error)
+    await service.aclose()
+asyncio.run(main())
+"""
+
+
+async def test_a_full_disk_ends_the_call_and_is_fatal(tmp_path: Path) -> None:
+    log = tmp_path / "calls.jsonl"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", FULL, str(log), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    out, err = await process.communicate()
+    assert b"cannot write" in out, err
+    assert log.stat().st_size <= 1500 and len(list(read_journal(log))) >= 1

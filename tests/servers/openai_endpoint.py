@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 from typing import Any
 
@@ -200,11 +201,15 @@ class Endpoint:
             writer.write(b"data: [DONE]\n\n")
             await writer.drain()
             return False
+        except ConnectionError:
+            await hung_up  # a write may notice before the read does
+            raise
         finally:
             hung_up.cancel()
 
     async def _until_hung_up(self, reader: asyncio.StreamReader) -> None:
-        await reader.read(1)
+        with contextlib.suppress(ConnectionError):
+            await reader.read(1)
         self.disconnected += 1
 
 
@@ -219,8 +224,9 @@ def chunks_of(completion: dict[str, Any], request: dict[str, Any]) -> list[dict[
     for choice in completion["choices"]:
         index, message = choice["index"], choice["message"]
         chunks.append(chunk(index, {"role": "assistant", "content": ""}))
-        for word in (message.get("content") or "").split(" ") if message.get("content") else []:
-            chunks.append(chunk(index, {"content": word + " "}))
+        content = message.get("content")
+        for word in content.split(" ") if isinstance(content, str) else [content] * (content is not None):
+            chunks.append(chunk(index, {"content": word + " " if isinstance(word, str) else word}))
         for number, call in enumerate(message.get("tool_calls") or []):
             function = call["function"]
             start = {**call, "index": number, "function": {"name": function["name"], "arguments": ""}}
