@@ -94,8 +94,10 @@ def peer(base: str, n: int, slots: int) -> None:
             for row in train_dataset or []:  # type: ignore[attr-defined]
                 rollout = await store.enqueue_rollout(input=row, mode="train", resources_id=resources.resources_id)
                 ids.append(rollout.rollout_id)
-            while len(await store.wait_for_rollouts(rollout_ids=ids, timeout=0.0)) < len(ids):
-                await asyncio.sleep(0.05)  # noqa: ASYNC110 - its store offers nothing else
+            while len(  # noqa: ASYNC110
+                await store.wait_for_rollouts(rollout_ids=ids, timeout=0.0)
+            ) < len(ids):
+                await asyncio.sleep(0.05)
 
     @agl.rollout
     def agent(task: dict[str, str], prompt_template: agl.PromptTemplate) -> float:

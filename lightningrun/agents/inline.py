@@ -46,15 +46,14 @@ class InlinePool:
         self.reward_wants = self._reward.wants
 
     async def run(self, job: AgentJob, bind: Bind) -> Outcome:
-        fields = {"fields": job.fields, "prompts": job.prompts, "seed": job.seed, "llm": job.llm, "reserved": {}}
         async with self._free:
-            return await self._do(self._agent, self._kinds[0], fields, job.timeout_s, bind, calling.encode)
+            return await self._do(self._agent, self._kinds[0], job.message(), job.timeout_s, bind, calling.encode)
 
     async def score(self, job: RewardJob, bind: Bind) -> Outcome:
-        reserved = {"output": job.output, "trace": job.trace}
-        fields = {"fields": job.fields, "prompts": job.prompts, "seed": job.seed, "llm": job.llm, "reserved": reserved}
         async with self._free_reward:
-            return await self._do(self._reward, self._kinds[1], fields, job.timeout_s, bind, calling.encode_reward)
+            return await self._do(
+                self._reward, self._kinds[1], job.message(), job.timeout_s, bind, calling.encode_reward
+            )
 
     async def close(self) -> None:
         """Nothing to end: threads of hung sync functions are daemons."""
@@ -63,7 +62,7 @@ class InlinePool:
         self,
         function: calling.Function,
         kind: SlotKind,
-        fields: Mapping[str, Any],
+        message: Mapping[str, Any],
         timeout_s: float,
         bind: Bind,
         encode: Callable[[Any], str],
@@ -79,7 +78,7 @@ class InlinePool:
         started = time.perf_counter()
         bind(url_id)
         try:
-            call = _caught(function, available(fields, kind.args, llm, workdir), encode)
+            call = _caught(function, available(message, kind.args, llm, workdir), encode)
             result, error, bad = await asyncio.wait_for(call, timeout_s)
         except asyncio.TimeoutError:
             return Outcome("timeout", None, f"no answer within {timeout_s:g} s", time.perf_counter() - started)

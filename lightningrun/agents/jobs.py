@@ -22,6 +22,10 @@ class AgentJob:
     timeout_s: float
     llm: Mapping[str, Json] = field(default_factory=dict)
 
+    def message(self) -> dict[str, Json]:
+        """The job as a slot reads it; ``reserved`` are names beside those that every function may ask for."""
+        return _message(self, {})
+
 
 @dataclass(frozen=True, slots=True)
 class RewardJob:
@@ -34,6 +38,19 @@ class RewardJob:
     seed: int
     timeout_s: float
     llm: Mapping[str, Json] = field(default_factory=dict)
+
+    def message(self) -> dict[str, Json]:
+        return _message(self, {"output": self.output, "trace": self.trace})
+
+
+def _message(job: AgentJob | RewardJob, reserved: dict[str, Json]) -> dict[str, Json]:
+    return {
+        "fields": job.fields,
+        "prompts": job.prompts,
+        "seed": job.seed,
+        "llm": job.llm,
+        "reserved": reserved,
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from lightningrun.agents import command
 from lightningrun.agents.environment import agent_environment
+from lightningrun.agents.fork_server import ForkServer
 from lightningrun.agents.jobs import AgentJob, AgentPool, Bind, Endpoint, Outcome, RewardJob
-from lightningrun.agents.slots import ForkServer, SlotGroup, SlotKind
+from lightningrun.agents.slots import SlotGroup, SlotKind
 
 if TYPE_CHECKING:
     from lightningrun.recipe.model import Recipe
@@ -55,7 +56,7 @@ class ProcessPool:
     ) -> None:
         self.size = size
         self.reward_wants: frozenset[str] = frozenset()
-        self._server = ForkServer(env, [agent.entrypoint, reward.entrypoint], logs)
+        self._server = ForkServer(env, [agent.entrypoint, reward.entrypoint], logs.resolve())
         self._agents = SlotGroup(size, agent, self._server, endpoint)
         self._rewards = SlotGroup(size, reward, self._server, endpoint)
 
@@ -64,13 +65,10 @@ class ProcessPool:
         self.reward_wants = await self._rewards.start()
 
     async def run(self, job: AgentJob, bind: Bind) -> Outcome:
-        message = {"fields": job.fields, "prompts": job.prompts, "seed": job.seed, "llm": job.llm, "reserved": {}}
-        return await self._agents.run(message, job.timeout_s, bind)
+        return await self._agents.run(job.message(), job.timeout_s, bind)
 
     async def score(self, job: RewardJob, bind: Bind) -> Outcome:
-        reserved = {"output": job.output, "trace": job.trace}
-        message = {"fields": job.fields, "prompts": job.prompts, "seed": job.seed, "llm": job.llm, "reserved": reserved}
-        return await self._rewards.run(message, job.timeout_s, bind)
+        return await self._rewards.run(job.message(), job.timeout_s, bind)
 
     async def close(self) -> None:
         await self._server.close()

@@ -7,34 +7,20 @@ and its process is forked when it is first needed and again after it was killed.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import os
-import shutil
 import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lightningrun.agents import wire
 from lightningrun.agents.environment import endpoint_environment
+from lightningrun.agents.fork_server import ForkServer, ServerLost
 from lightningrun.agents.jobs import Bind, Endpoint, Outcome
-from lightningrun.errors import StageFailed, UsageError
+from lightningrun.errors import UsageError
 from lightningrun.types import Json
 
 _IMPORT_TIMEOUT_S = 180.0
-_CLOSE_TIMEOUT_S = 1.5
-_MAX_SERVER_STARTS = 2
-
-
-class ServerLost(Exception):
-    """The fork server ended while something was waiting for it."""
 
 
 @dataclass(frozen=True)
@@ -46,124 +32,6 @@ class SlotKind:
     args: Mapping[str, Json]
     model: str
     memory_mb: int | None = None
-
-
-class ForkServer:
-    """Starts the fork server when it is first needed, and once more if it dies."""
-
-    def __init__(self, env: Mapping[str, str], entrypoints: list[str], logs: Path) -> None:
-        self.logs = logs
-        self._env = dict(env)
-        self._entrypoints = entrypoints
-        self._control: socket.socket | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._buffer = bytearray()
-        self._starts = 0
-        self._closed = False
-        self._slots: dict[int, Slot] = {}
-        self.scratch = ""
-
-    def spawn(self, slot: Slot, message: dict[str, Any]) -> socket.socket:
-        """Ask for a process; returns the runner's end of its socket. Raises StageFailed if the server keeps dying."""
-        if self._control is None:
-            self._start()
-        assert self._control is not None
-        ours, theirs = socket.socketpair()
-        self._slots[slot.number] = slot
-        message |= {"op": "spawn", "slot": slot.number, "scratch": os.path.join(self.scratch, str(slot.number))}
-        try:
-            socket.send_fds(self._control, [wire.frame(message)], [theirs.fileno()])
-        except OSError as error:
-            ours.close()
-            self._lost()
-            raise ServerLost from error
-        finally:
-            theirs.close()
-        return ours
-
-    def kill(self, number: int) -> None:
-        if self._control is not None:
-            try:
-                self._control.sendall(wire.frame({"op": "kill", "slot": number}))
-            except OSError:
-                self._lost()
-
-    def _start(self) -> None:
-        if self._closed:
-            raise StageFailed("the agents' slots are closed")
-        if self._starts == _MAX_SERVER_STARTS:
-            raise StageFailed(
-                "the agents' fork server died twice", where=str(self._log), hint="the end of its log says more"
-            )
-        self._starts += 1
-        self.scratch = tempfile.mkdtemp(prefix="lightningrun-")
-        ours, theirs = socket.socketpair()
-        config = {
-            "control": theirs.fileno(),
-            "entrypoints": self._entrypoints,
-            "scratch": self.scratch,
-            "skip": [],
-        }
-        with open(self._log, "ab") as log, theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "lightningrun.agents.slot_server", json.dumps(config)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=self._env,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
-        self._control = ours
-        self._buffer.clear()
-        asyncio.get_running_loop().add_reader(ours, self._read)
-
-    @property
-    def _log(self) -> Path:
-        return self.logs / "slot_server.log"
-
-    def _read(self) -> None:
-        assert self._control is not None
-        try:
-            data = self._control.recv(1 << 16, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._lost()
-            return
-        self._buffer += data
-        for message in wire.unpack(self._buffer):
-            if message["event"] == "died" and message["slot"] in self._slots:
-                self._slots.pop(message["slot"]).died(message["status"], message["tail"])
-
-    def _lost(self) -> None:
-        self._disconnect()
-        if self._process is not None:
-            if self._process.poll() is None:
-                self._process.kill()
-            self._process.wait()
-        shutil.rmtree(self.scratch, ignore_errors=True)
-        for slot in [self._slots.pop(number) for number in list(self._slots)]:
-            slot.lost()
-
-    def _disconnect(self) -> None:
-        if self._control is not None:
-            asyncio.get_running_loop().remove_reader(self._control)
-            self._control.close()
-            self._control = None
-
-    async def close(self) -> None:
-        """Hang up: the server then kills every slot's tree and ends. A server that does not is killed."""
-        self._closed = True
-        self._disconnect()
-        if self._process is not None:
-            loop = asyncio.get_running_loop()
-            wait = loop.run_in_executor(None, self._process.wait, _CLOSE_TIMEOUT_S)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                await wait
-        self._lost()
 
 
 class _Line(asyncio.Protocol):

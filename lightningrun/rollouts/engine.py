@@ -197,8 +197,8 @@ class RolloutEngine:
         called = any(rollout.llm_calls for rollout in self._finished.values())
         if unseen and self.executed and called:
             raise StageFailed(
-                f"no request of stage {self._stage} held the text of prompt {sorted(unseen)[0]!r}, so the gateway could "
-                "not replace it",
+                f"no request of stage {self._stage} held the text of prompt {sorted(unseen)[0]!r}, so the gateway "
+                "could not replace it",
                 where="agent.prompts",
                 hint="its text must equal a message that the agent sends, or take it as argument: bind: argument",
             )

@@ -21,7 +21,7 @@ async def test_an_agent_gets_what_its_signature_asks_for(tmp_path: Path, isolati
         assert told["args"] == args
         assert (told["style"], told["optional"], told["model"]) == ("plain", "default", "policy")
         assert isinstance(told["seed"], int)
-        assert not os.path.exists(told["workdir"])
+        assert not Path(told["workdir"]).exists()  # noqa: ASYNC240
 
 
 async def test_keywords_get_everything_that_costs_nothing(tmp_path: Path) -> None:

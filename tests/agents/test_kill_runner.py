@@ -83,7 +83,7 @@ async def test_close_ends_running_agents_at_once(tmp_path: Path) -> None:
     config = recipe({"entrypoint": agent("leaving_and_hanging"), "args": {"pids": str(tmp_path / "pids")}})
     async with Plant(tmp_path, config) as plant:
         work = asyncio.create_task(plant.roll(2))
-        while not (tmp_path / "pids").exists() or len((tmp_path / "pids").read_text().split()) < 4:
+        while not (tmp_path / "pids").exists() or len((tmp_path / "pids").read_text().split()) < 4:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         tree = {process.pid for process in server_of_this_test().children(recursive=True)}
         began = time.monotonic()

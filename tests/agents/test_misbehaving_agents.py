@@ -1,4 +1,4 @@
-"""Whatever an agent does, it is that rollout that fails; the next one runs in a fresh slot and nothing is left behind."""
+"""Whatever an agent does, that rollout fails; the next one runs in a fresh slot and nothing is left behind."""
 
 from __future__ import annotations
 

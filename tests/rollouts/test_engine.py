@@ -133,10 +133,10 @@ async def test_a_prompt_that_no_request_holds_is_said(tmp_path: Path) -> None:
 
 
 async def test_an_interrupted_run_keeps_what_finished(tmp_path: Path) -> None:
-    async with Endpoint("slow:0.2", reply=lambda body: body["messages"][-1]["content"]) as endpoint:
+    async with Endpoint("slow:0.2", reply=lambda body: body["messages"][-1]["content"]) as endpoint:  # noqa: SIM117
         async with Plant(tmp_path, recipe({"entrypoint": agent("good")}, models=openai(endpoint))) as plant:
             work = asyncio.create_task(plant.roll(200))
-            while len(plant.recorded()) < 3:
+            while len(plant.recorded()) < 3:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
             work.cancel()
             with pytest.raises(asyncio.CancelledError):

@@ -38,7 +38,7 @@ async def test_a_wrong_reward_is_an_error_that_is_told(
     tmp_path: Path, kind: str, options: dict[str, Any], said: str
 ) -> None:
     async with Plant(tmp_path, configured(kind, **options)) as plant:
-        with pytest.raises(RewardErrors, match="none of 2 rollouts .* got a usable score"):
+        with pytest.raises(RewardErrors, match=r"none of 2 rollouts .* got a usable score"):
             await plant.roll(2)
         recorded = list(plant.recorded().values())
         assert [(r.status, r.score) for r in recorded] == [(RolloutStatus.REWARD_ERROR, None)] * 2
