@@ -83,7 +83,7 @@ class ForkServer:
             raise StageFailed("the agents' slots are closed")
         if self._starts == _MAX_SERVER_STARTS:
             raise StageFailed(
-                "the agents' fork server died twice", where=str(self._log), hint="the end of its log says more"
+                "the agents' fork server died twice", where=str(self.log), hint="the end of its log says more"
             )
         self._starts += 1
         self.scratch = tempfile.mkdtemp(prefix="lightningrun-")
@@ -94,7 +94,7 @@ class ForkServer:
             "scratch": self.scratch,
             "skip": [],
         }
-        with open(self._log, "ab") as log, theirs:
+        with open(self.log, "ab") as log, theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "lightningrun.agents.slot_server", json.dumps(config)],
                 stdin=subprocess.DEVNULL,
@@ -109,7 +109,7 @@ class ForkServer:
         asyncio.get_running_loop().add_reader(ours, self._read)
 
     @property
-    def _log(self) -> Path:
+    def log(self) -> Path:
         return self.logs / "slot_server.log"
 
     def _read(self) -> None:

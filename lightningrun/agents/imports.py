@@ -70,8 +70,8 @@ def _source(name: str) -> str | None:
     """The file of a local module, found without importing its parents; None if it is not a local source file."""
     folders: list[str] | None = None
     spec = None
-    for dotted in _with_parents(name):
-        spec = importlib.machinery.PathFinder.find_spec(dotted, folders)
+    for part in name.split("."):  # one part at a time: a dotted name would ask for its parent in sys.modules
+        spec = importlib.machinery.PathFinder.find_spec(part, folders)
         if spec is None:
             return None
         folders = list(spec.submodule_search_locations or [])

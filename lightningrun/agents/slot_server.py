@@ -191,7 +191,12 @@ def _threads() -> int:
 
 def _preload(config: dict[str, Any]) -> None:
     """Import what the slots will need. A package that starts threads cannot be forked: start over without it."""
-    for name in imports.packages_of(config["entrypoints"]):
+    try:
+        names = imports.packages_of(config["entrypoints"])
+    except Exception:
+        traceback.print_exc()  # into the server's log; slots then load everything themselves
+        return
+    for name in names:
         if name in config["skip"]:
             continue
         try:

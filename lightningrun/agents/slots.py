@@ -161,7 +161,7 @@ class Slot:
         asyncio.get_running_loop().call_soon(self._end, {"kind": "crashed", "error": _describe(status, tail)})
 
     def lost(self) -> None:
-        self._end({"kind": "lost", "error": "the agents' fork server died"})
+        self._end({"kind": "lost", "error": f"the agents' fork server died; see {self._server.log}"})
 
     def _end(self, answer: dict[str, Any]) -> None:
         if self._line is not None:
