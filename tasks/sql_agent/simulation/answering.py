@@ -17,12 +17,12 @@ _UNTAUGHT = {
     "having": 0.12, "year": 0.40, "columns": 0.55, "subquery": 0.12, "formats": 0.20,
 }  # fmt: skip
 """How often each construction comes by itself."""
-_TAUGHT = 0.985
+_TAUGHT = 0.99
 _FORBIDDEN = 0.02
 _ALWAYS = {"plain_columns": 0.985, "spelling": 0.995, "wordy": 0.5}
 _SLIPS = 0.045
 """How often a reply is spoilt by a slip that no instruction prevents; a plain lookup or filter has a third of that."""
-_BROKEN_BY_EXPLAINING = 0.35
+_BROKEN_BY_EXPLAINING = 0.5
 _LUCK_OF_THE_QUESTION = 0.5
 """How much of its luck is the question's: what it finds hard under one prompt it tends to find hard under another."""
 

@@ -153,7 +153,7 @@ def _taught(lesson: Lesson, sentences: list[str], name: str) -> float:
         if technique and name not in ("columns", "year") and _is_forbidden(sentence, technique.start()):
             forbidden = True
         elif technique and not (name == "limit" and HABITS["always_limit"].search(sentence)):
-            best = max(best, 1.0 if lesson.occasion.search(sentence) else 0.7)
+            best = max(best, 1.0 if lesson.occasion.search(sentence) else 0.8)
         elif lesson.hint.search(sentence):
             best = max(best, 0.5)
     if forbidden:
