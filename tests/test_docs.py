@@ -57,6 +57,12 @@ def test_each_command_runs(path: Path, tmp_path: Path) -> None:
         in_shell(line, tmp_path)
 
 
+def test_the_python_of_the_readme_runs(folder: Path) -> None:
+    for body in blocks(ROOT / "README.md", "python"):
+        (folder / "example.py").write_text(body, "utf-8")
+        assert float(in_shell(f"'{sys.executable}' example.py", folder).stdout) > 0.5
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(path: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+)", path.read_text("utf-8"))

@@ -63,7 +63,8 @@ def _name(event: Event) -> str:
 
 
 def _check(check: dict[str, Any]) -> str:
-    return f"{check['name']} {number(check['value'])}, bound {number(check['bound'])}"
+    sign = {"max": "≤", "beats": ">"}.get(check["name"].partition(".")[0], "≥")
+    return f"{check['name']} {number(check['value'])} {sign} {number(check['bound'])}"
 
 
 def _finished(event: Event) -> tuple[str, str]:

@@ -302,7 +302,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     table = summaries.grid(*rows[0], right=_NUMBERS, fold="run")
     for row in rows:
         table.add_row(*map(str, row.values()))
-    summaries.console().print(table)
+    summaries.show(table)
 
 
 def _markdown(rows: list[dict[str, str]]) -> str:

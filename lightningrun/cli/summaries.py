@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from lightningrun.cli.formats import UI_PORT, count, duration, headline, interval, merged, number, plural, usd
 
 if TYPE_CHECKING:
@@ -47,12 +49,31 @@ def grid(*headings: str, right: Sequence[str] = (), fold: str = "") -> Table:
     return table
 
 
+def show(table: Table) -> None:
+    """Print one table."""
+    out = console()
+    with out.capture() as captured:
+        out.print(table)
+    _echo(captured.get(), out)
+
+
+def _echo(text: str, out: Console) -> None:
+    """Print without the blanks that fill a table's last column: a file keeps them, and diffs show them."""
+    click.echo("\n".join(line.rstrip() for line in text.splitlines()), color=out.is_terminal and not out.no_color)
+
+
 def show_run(run_dir: Path, mirror: MirrorState | None = None) -> None:
     """Everything that a person wants to know of a run, on one screen."""
     from lightningrun.tracking.summary import summarise
 
     run = summarise(run_dir)
     out = console()
+    with out.capture() as captured:
+        _show_all(out, run, mirror)
+    _echo(captured.get(), out)
+
+
+def _show_all(out: Console, run: RunSummary, mirror: MirrorState | None) -> None:
     _show_title(out, run)
     if run.headline is not None:
         _show_headline(out, run.headline)
@@ -184,8 +205,8 @@ def _show_paths(out: Console, run: RunSummary, mirror: MirrorState | None) -> No
     for name, path in run.paths.items():
         if name.startswith("prompt "):
             table.add_row(name, shorten(path))
-    for line in mirror_lines(mirror or current_state(run.path)):
-        table.add_row("mlflow", line)
+    for index, line in enumerate(mirror_lines(mirror or current_state(run.path))):
+        table.add_row("" if index else "mlflow", line)
     out.print()
     out.print(table)
     _show_next(out, run)
@@ -210,9 +231,10 @@ def mirror_lines(state: MirrorState) -> list[str]:
     """How much of a run MLflow has, and where to look."""
     from lightningrun.tracking.store import page
 
-    have = f"{state.stored:,} of {state.emitted:,} records stored in {state.uri}"
+    have = state.note.removeprefix("MLflow: ") or f"{state.stored:,} of {state.emitted:,} events stored"
+    where = f" in {state.uri}" if state.uri and state.uri not in have else ""
     link = state.deep_link or f"http://127.0.0.1:{UI_PORT}{page(state.experiment_id)}  (while `lightningrun ui` runs)"
-    return [line for line in (have if state.uri else "", link if state.experiment_id else "", state.note) if line]
+    return [have + where] * bool(state.uri or state.note) + [link] * bool(state.experiment_id)
 
 
 def shorten(path: str | Path) -> str:

@@ -184,19 +184,15 @@ def _to_json(member: _Member) -> dict[str, Any]:
 
 
 def _print_table(members: list[_Member]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from lightningrun.cli import summaries
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("combination", "result", "spent", "time", "run"):
-        table.add_column(heading, overflow="fold")
+    table = summaries.grid("combination", "result", "spent", "time", "run", fold="result")
     for member in members:
         result = headline(_last_metrics(member)) if member.exit_code == 0 else _outcome(member)
         table.add_row(
             " ".join(member.overrides), result, spent(_total_cost(member)), duration(member.duration_s), member.run
         )
-    console = Console(highlight=False, markup=False)
-    console.print(table)
+    summaries.show(table)
     done = [member.run for member in members if member.run]
     if len(done) > 1:
-        console.print(f"\nnext: lightningrun compare {' '.join(done)}", soft_wrap=True)
+        click.echo(f"\nnext: lightningrun compare {' '.join(done)}")
