@@ -13,7 +13,7 @@ from lightningrun.types import Json
 
 if TYPE_CHECKING:
     from lightningrun.models.provider import RefusedRequest
-    from lightningrun.models.service import Role
+    from lightningrun.models.role import Role
 
 _NO_RETRY = {"x-should-retry": "false"}
 """Tells OpenAI's clients not to try again: the gateway has done so already."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightningrun.errors import Missing, ModelError
 from lightningrun.models.openai_http import refusal
-from lightningrun.models.provider import Body, checked, short
+from lightningrun.models.provider import Body, checked, secret_of, short
 from lightningrun.models.retries import retry_after_s
 
 if TYPE_CHECKING:
@@ -30,12 +30,13 @@ class LiteLLM:
         if importlib.util.find_spec("litellm") is None:
             raise Missing("litellm is not installed", where=self._where, hint="pip install litellm")
         self._key_env = config.api_key_env or ""
-        self.secret = environ.get(self._key_env, "").strip() if self._key_env else ""
-        if self._key_env and not self.secret:
+        key = environ.get(self._key_env, "").strip() if self._key_env else ""
+        if self._key_env and not key:
             raise Missing(f"the environment variable {self._key_env} is not set", where=self._where, hint="export it")
         self._options: Body = {"num_retries": 0, "max_retries": 0, "drop_params": True}
-        if self.secret:
-            self._options["api_key"] = self.secret
+        if key:
+            self._options["api_key"] = key
+        self.secret = secret_of(key)
         if config.base_url:
             self._options["base_url"] = config.base_url
         self.fingerprint = {"base_url": config.base_url}

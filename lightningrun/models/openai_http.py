@@ -16,7 +16,7 @@ import yarl
 
 from lightningrun.errors import Missing, ModelError, UsageError
 from lightningrun.models.chunks import split
-from lightningrun.models.provider import Body, RefusedRequest, checked, dumps, short
+from lightningrun.models.provider import Body, RefusedRequest, checked, dumps, secret_of, short
 from lightningrun.models.retries import retry_after_s
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ class OpenAIHttp:
         self._url = _parsed(base + "/chat/completions", role)
         self._where = f"models.{role}"
         self._key_env = config.api_key_env or ("" if config.base_url else "OPENAI_API_KEY")
-        self.secret = environ.get(self._key_env, "").strip() if self._key_env else ""
-        if self._key_env and not self.secret:
+        key = environ.get(self._key_env, "").strip() if self._key_env else ""
+        if self._key_env and not key:
             raise Missing(
                 f"the environment variable {self._key_env} is not set",
                 where=self._where,
@@ -44,8 +44,9 @@ class OpenAIHttp:
             )
         self.fingerprint = {"base_url": base}
         self._headers = {"Content-Type": "application/json"}
-        if self.secret:
-            self._headers["Authorization"] = f"Bearer {self.secret}"
+        if key:
+            self._headers["Authorization"] = f"Bearer {key}"
+        self.secret = secret_of(key)
         # aiohttp looks the proxy up anew for each request when asked to at all
         self._trust_env = any(environ.get(name) for name in _PROXIES)
         self._session: aiohttp.ClientSession | None = None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
@@ -19,14 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightningrun.errors import ModelError, UsageError
-from lightningrun.files import digest
 from lightningrun.models import build
 from lightningrun.models.call_log import CallLog
 from lightningrun.models.chunks import Assembler, split
 from lightningrun.models.ledger import Ledger, Limits
-from lightningrun.models.prices import Price, price_of
-from lightningrun.models.provider import Body, Provider, checked, usage_of
+from lightningrun.models.provider import Body, checked, usage_of
 from lightningrun.models.retries import Retries
+from lightningrun.models.role import Role
 from lightningrun.models.session import CallSession, PendingCall
 from lightningrun.types import LLMCall, Usage
 
@@ -34,49 +32,6 @@ if TYPE_CHECKING:
     from lightningrun.recipe.model import ModelConfig
 
 DISCONNECTED = "client disconnected"
-
-
-class Role:
-    """One entry of the recipe's ``models:``, ready to be called."""
-
-    def __init__(self, name: str, config: ModelConfig, provider: Provider, seed: int) -> None:
-        self.name = name
-        self.where = f"models.{name}"
-        self.config = config
-        self.provider = provider
-        self.price: Price | None = price_of(config)
-        self.slots = asyncio.Semaphore(config.concurrency)
-        self.seed = seed
-        identity = [config.provider, config.name, provider.fingerprint, seed]
-        self._salt = digest(identity).encode()
-        sampling = {"temperature": config.temperature, "top_p": config.top_p}
-        self._overrides = {key: value for key, value in sampling.items() if value is not None}
-
-    def body(self, asked: Body) -> Body:
-        """The body as it will be sent: the recipe's model name, sampling and extra fields win over the caller's."""
-        config = self.config
-        body = {**asked, "model": config.name, **self._overrides}
-        body.pop("stream", None)
-        body.pop("stream_options", None)
-        if config.max_tokens is not None:
-            newer = "max_completion_tokens" in body or (config.provider == "openai" and config.base_url is None)
-            body.pop("max_tokens", None)
-            body["max_completion_tokens" if newer else "max_tokens"] = config.max_tokens
-        body.update(config.extra)
-        return body
-
-    def digest(self, payload: bytes) -> str:
-        """What makes two requests of one owner equal: the model and the body."""
-        return hashlib.sha256(self._salt + payload).hexdigest()[:32]
-
-    def bound_usd(self, body: Body, payload: bytes) -> float:
-        """The most that the call can cost."""
-        if self.price is None:
-            return 0.0
-        longest = body.get("max_completion_tokens") or body.get("max_tokens")
-        answers = body.get("n")
-        longest = longest if isinstance(longest, int) else self.price.max_completion_tokens
-        return self.price.bound(len(payload), longest * answers if isinstance(answers, int) else longest)
 
 
 class ModelService:

@@ -15,7 +15,8 @@ from lightningrun.types import Usage
 if TYPE_CHECKING:
     from lightningrun.models.ledger import Ledger, Reservation
     from lightningrun.models.retries import Retries
-    from lightningrun.models.service import ModelService, Role
+    from lightningrun.models.role import Role
+    from lightningrun.models.service import ModelService
 
 FATAL_KINDS = frozenset({"auth", "quota", "not_found"})
 """Failures that every further call will meet too: the stage should stop at once."""

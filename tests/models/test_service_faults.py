@@ -171,6 +171,19 @@ async def test_the_key_reaches_the_endpoint_and_nothing_else(tmp_path: Path) -> 
         await service.aclose()
 
 
+async def test_a_placeholder_key_is_sent_and_not_cut_out_of_answers(tmp_path: Path) -> None:
+    async with Endpoint("ok") as endpoint:
+        config = ModelConfig(provider="openai", name="m", base_url=endpoint.base_url, api_key_env="THE_KEY")
+        service = ModelService({"policy": config}, tmp_path / "calls.jsonl", environ={"THE_KEY": "1"})
+        session = service.session(stage="s", owner="o")
+        messages = [{"role": "user", "content": "is 1 EMPTY?"}]
+        completion = await session.chat({"messages": messages})
+        assert completion["choices"][0]["message"]["content"] == "echo: is 1 EMPTY?"
+        assert service.read(session.refs[0]).request["messages"] == messages
+        assert endpoint.headers[0]["authorization"] == "Bearer 1"
+        await service.aclose()
+
+
 async def test_nobody_listening_is_a_connection_error_that_names_the_endpoint(tmp_path: Path) -> None:
     config = ModelConfig(provider="openai", name="m", base_url="http://127.0.0.1:9/v1", retries=1)
     service = ModelService({"policy": config}, tmp_path / "calls.jsonl", environ={})
