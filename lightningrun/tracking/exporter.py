@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from lightningrun.files import read_journal
 from lightningrun.tracking.mirror import MirrorState, read_state
 from lightningrun.tracking.store import MirrorLock, deep_link, environment, public_uri
+from lightningrun.tracking.summary import holder_alive
 
 if TYPE_CHECKING:
     from lightningrun.tracking.translate import Translator
@@ -53,26 +54,34 @@ class Exporter:
         self._progress = progress
         self._translator: Translator | None = None
 
-    def pump(self) -> None:
-        """Store every whole event that the journal holds beyond the cursor."""
+    def pump(self) -> bool:
+        """Tell what the journal holds beyond the cursor, then store some traces. True if more of them wait."""
         translator = self._translator or self._connect()
-        batch = []
+        told = 0
         for offset, event in read_journal(self.run_dir / "journal.jsonl", self.state.offset):
-            if event["seq"] < self.state.stored:
-                continue
-            batch.append(event)
-            translator.hear(event)
-            if len(batch) >= BATCH:
-                self._commit(translator, offset, event)
-                batch.clear()
-        if batch:
-            self._commit(translator, offset, event)
+            if event["seq"] >= self.state.told + told:
+                translator.hear(event, offset)
+                told += 1
+            if told == BATCH:
+                self._told(translator, offset, event)
+                told = 0
+        if told:
+            self._told(translator, offset, event)
+        stored = translator.store_traces()
+        if stored:
+            self._save(traces=self.state.traces + stored)
+        return translator.pending > 0
 
-    def finish(self, *, dead: bool) -> None:
+    def close(self, *, dead: bool) -> None:
         """Store what comes after the last event: files, and the end of a run whose runner is ``dead``."""
         translator = self._translator or self._connect()
         translator.close(dead=dead)
-        self._save(complete=True, error="; ".join(translator.refused[:3]))
+        self._save(closed=True)
+
+    def complete(self) -> None:
+        """Note that all is stored, and what MLflow refused."""
+        refused = self._translator.refused if self._translator is not None else []
+        self._save(complete=True, error="; ".join(refused[:3]))
 
     def failed(self, error: BaseException) -> None:
         """Note a failure, and forget the connection: the next ``pump`` starts again from the cursor."""
@@ -86,28 +95,28 @@ class Exporter:
         translator = Translator(self.run_dir, self.uri, self.experiment, self.runs_dir)
         if not same_place or translator.run_id is None:
             self.state = MirrorState(uri=public_uri(self.uri), experiment=self.experiment)
-        translator.live = False
-        for _, event in read_journal(self.run_dir / "journal.jsonl"):
-            if event["seq"] >= self.state.stored:
+        translator.live, translator.traced = False, self.state.traced
+        for offset, event in read_journal(self.run_dir / "journal.jsonl"):
+            if event["seq"] >= self.state.told:
                 break
-            translator.hear(event)
+            translator.hear(event, offset)
         translator.live = True
         self._translator = translator
         self._save(error="")
         return translator
 
-    def _commit(self, translator: Translator, offset: int, event: Mapping[str, Any]) -> None:
+    def _told(self, translator: Translator, offset: int, event: Mapping[str, Any]) -> None:
         translator.flush()
-        traces = self.state.traces + translator.take_trace_count()
-        self._save(offset=offset, stored=event["seq"] + 1, traces=traces, error="", complete=False)
+        self._save(offset=offset, told=event["seq"] + 1, error="", closed=False, complete=False)
 
     def _save(self, **changes: Any) -> None:
+        state = replace(self.state, uri=public_uri(self.uri), experiment=self.experiment, **changes)
         if self._translator is not None:
-            ids = {"experiment_id": self._translator.experiment_id, "run_id": self._translator.run_id or ""}
-            changes = {**ids, "deep_link": deep_link(self.uri, ids["experiment_id"]), **changes}
-        uri = public_uri(self.uri)
-        self.state = replace(self.state, uri=uri, experiment=self.experiment, **changes)
-        self.state = replace(self.state, emitted=max(self.state.emitted, self.state.stored))
+            at = self._translator
+            link = deep_link(self.uri, at.experiment_id)
+            state = replace(state, experiment_id=at.experiment_id, run_id=at.run_id or "", deep_link=link)
+            state = replace(state, stored=state.told - at.pending, traced=at.oldest_pending(state.told))
+        self.state = replace(state, emitted=max(state.emitted, state.told))
         self.state.save(self.run_dir)
         if self._progress is not None:
             self._progress(self.state)
@@ -125,15 +134,19 @@ def follow(exporter: Exporter, pipe: int) -> int:
     """Mirror until the pipe ends and the journal is drained. Returns an exit code."""
     parent = os.getppid()
     failures = 0
-    ended = False
+    ended = closed = False
     while True:
         try:
-            exporter.pump()
-            if ended:
-                exporter.finish(dead=True)
+            more = exporter.pump()
+            if ended and not closed:
+                # A runner that resumed the run meanwhile has an exporter of its own, which waits for our lock.
+                exporter.close(dead=not holder_alive(exporter.run_dir / ".lock"))
+                closed = True
+            if ended and not more:
+                exporter.complete()
                 return 0
             failures = 0
-            ended = _wait(pipe, _IDLE_S)
+            ended = ended or _wait(pipe, 0.0 if more else _IDLE_S)
         except Exception as error:
             exporter.failed(error)
             print(f"{time.strftime('%H:%M:%S')} {one_line(error)}", file=sys.stderr, flush=True)
@@ -147,14 +160,12 @@ def follow(exporter: Exporter, pipe: int) -> int:
 def _wait(pipe: int, timeout_s: float, *, eager: bool = True) -> bool:
     """Wait for news or the timeout; True once the pipe has ended. Not ``eager``: only its end cuts the wait short."""
     deadline = time.monotonic() + timeout_s
-    while (left := deadline - time.monotonic()) > 0:
-        if not select.select([pipe], [], [], left)[0]:
-            return False
+    while select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
         data = os.read(pipe, 4096)
         if not data or b"q" in data:
             return True
-        time.sleep(_COALESCE_S)
         if eager:
+            time.sleep(min(_COALESCE_S, timeout_s))
             return False
     return False
 

@@ -23,9 +23,11 @@ _NUDGE_EVERY_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class MirrorState:
-    """How far a run's journal is mirrored. ``emitted`` and ``stored`` count events; ``offset`` is the cursor in bytes.
+    """How far a run's journal is mirrored. ``emitted`` and ``stored`` count events.
 
-    ``complete``: everything up to the end of the run is stored. ``note`` is one line for a person when it is not.
+    Two cursors: the story (runs, metrics, prompts, status) goes ahead, up to ``told`` events and byte ``offset``;
+    traces are slower to store and follow, up to event ``traced``. ``closed``: the story is stored to its end.
+    ``complete``: the traces too. ``note`` is one line for a person when something is missing.
     """
 
     uri: str = ""
@@ -35,8 +37,11 @@ class MirrorState:
     deep_link: str = ""
     emitted: int = 0
     stored: int = 0
+    told: int = 0
     offset: int = 0
+    traced: int = 0
     traces: int = 0
+    closed: bool = False
     complete: bool = False
     error: str = ""
     note: str = ""
@@ -57,7 +62,7 @@ def read_state(run_dir: Path) -> MirrorState:
 def current_state(run_dir: Path) -> MirrorState:
     """The state with ``emitted`` as of now and a note that says what is missing and what to do."""
     state = read_state(run_dir)
-    emitted = state.stored
+    emitted = state.told
     for _, event in read_journal(run_dir / "journal.jsonl", state.offset):
         emitted = event["seq"] + 1
     state = replace(state, emitted=emitted)
@@ -66,7 +71,8 @@ def current_state(run_dir: Path) -> MirrorState:
     todo = f"complete it with: lightningrun sync {run_dir.name}"
     if state.error:
         return replace(state, note=f"MLflow: {state.stored} of {emitted} events stored ({state.error}); {todo}")
-    return replace(state, note=f"MLflow: {state.stored} of {emitted} events stored, the rest follows in the background")
+    rest = "traces of the rest follow" if state.closed else "the rest follows"
+    return replace(state, note=f"MLflow: {state.stored} of {emitted} events stored, {rest} in the background")
 
 
 class Mirror:
@@ -113,19 +119,19 @@ class Mirror:
             self._send(b".")
 
     def finish(self, timeout_s: float = 4.0) -> MirrorState:
-        """Say that the journal is complete, wait a little, and tell how far the mirror is.
+        """Say that the journal is complete, wait until the story is stored, and tell how far the mirror is.
 
-        A run of a second is not kept waiting for ``timeout_s``; what is left then follows in the background.
+        Traces may follow in the background. A run of a second is not kept waiting for ``timeout_s`` either.
         """
-        patience_s = min(timeout_s, 2.0 + 0.1 * (time.monotonic() - self._began))
+        deadline = time.monotonic() + min(timeout_s, 2.0 + 0.1 * (time.monotonic() - self._began))
         if self._process is None:
             return replace(current_state(self.run_dir), error=self._problem, note=f"MLflow: {self._problem}")
         self._send(b"q")
         with contextlib.suppress(OSError):
             assert self._process.stdin is not None
             self._process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(patience_s)
+        while self._process.poll() is None and time.monotonic() < deadline and not read_state(self.run_dir).closed:
+            time.sleep(0.03)
         state = current_state(self.run_dir)
         code = self._process.poll()
         if code and not state.error:

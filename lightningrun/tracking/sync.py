@@ -50,8 +50,10 @@ def sync(
     try:
         exporter = Exporter(run_dir, target, tracking.experiment, run_dir.parent, progress)
         try:
-            exporter.pump()
-            exporter.finish(dead=not running)
+            while exporter.pump():
+                pass
+            exporter.close(dead=not running)
+            exporter.complete()
         except Exception as error:
             exporter.failed(error)
             raise MirrorFailed(

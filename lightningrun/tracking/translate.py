@@ -18,18 +18,19 @@ import contextlib
 import getpass
 import json
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import yaml
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracing.client import TracingClient
 from mlflow.tracking import MlflowClient
 
-from lightningrun.files import digest
+from lightningrun.files import digest, read_record
 from lightningrun.tracking import traces
 from lightningrun.tracking.store import preparing, sqlite_file
 from lightningrun.tracking.summary import RunSummary, holder_alive, summarise
@@ -37,6 +38,7 @@ from lightningrun.types import Rollout, RolloutStatus
 
 MAX_PARAMS = 20
 TRACES_AT_ONCE = 50
+_ON_PARENT = ("val_reward", "reward")
 _WAIT_AND_RETRY = {401, 403, 408, 429}
 _STATUS = {"succeeded": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 
@@ -52,6 +54,8 @@ class Translator:
         self.refused: list[str] = []
         self._recipe = _read(run_dir / "resolved.yaml")
         self._lock = _read(run_dir / "lock.json")
+        # Some calls of the client look at the process's own setting instead of their client's.
+        mlflow.set_tracking_uri(uri)
         with preparing(uri):
             self._client = MlflowClient(uri)
             self.experiment_id = self._experiment(uri, experiment)
@@ -63,17 +67,18 @@ class Translator:
         self._name = str(self._recipe.get("name") or "run")
         self._finished = False
         self._last_ms = 0
+        self._offset = 0
         self._types: dict[str, str] = {}
         self._children: dict[str, str] = {}
         self._open: set[str] = set()
         self._metrics: dict[str, list[Metric]] = {}
         self._curves: dict[str, tuple[Any, list[tuple[Mapping[str, Any], int, int]]]] = {}
-        self._rollouts: list[tuple[Mapping[str, Any], str]] = []
+        self.traced = 0
+        self._rollouts: deque[tuple[int, int, str]] = deque()
         self._groups: Counter[tuple[str, str, str]] = Counter()
         self._prompt_sets: dict[str, Mapping[str, str]] = {}
         self._versions: dict[tuple[str, str], int] = {}
         self._seen_splits: set[tuple[str, str]] = set()
-        self._stored_traces = 0
         self._seeds = {n: str(p.get("text") or "") for n, p in (self._at("agent", "prompts") or {}).items()}
 
     @property
@@ -82,7 +87,9 @@ class Translator:
         parent = self._runs.get("0")
         return str(parent.info.run_id) if parent is not None else None
 
-    def hear(self, event: Mapping[str, Any]) -> None:
+    def hear(self, event: Mapping[str, Any], offset: int) -> None:
+        """Take in one event, which stands at byte ``offset`` of the journal."""
+        self._offset = offset
         self._last_ms = int(event["ts"] * 1000)
         handler: Callable[[Mapping[str, Any]], None] | None = getattr(self, f"_on_{event['kind']}", None)
         if handler is not None:
@@ -258,6 +265,9 @@ class Translator:
         if (values, step) not in [(old, at) for old, at, _ in told]:
             told.append((values, step, self._last_ms))
             self._child_metrics(stage, values, step)
+            if self.live and self.run_id is not None:
+                # On the parent too: the page that compares runs shows parents, their children being folded.
+                self._log(self.run_id, {f"{stage}/{name}": values[name] for name in _ON_PARENT if name in values}, step)
 
     def _stage_metrics(self, event: Mapping[str, Any]) -> None:
         self._child_metrics(event["stage"], event.get("metrics") or {})
@@ -278,33 +288,34 @@ class Translator:
         self._metrics.setdefault(run_id, []).extend(metrics)
 
     def flush(self) -> None:
-        """Send the metrics and traces gathered so far."""
+        """Send the metrics gathered so far."""
         for run_id, metrics in self._metrics.items():
             for start in range(0, len(metrics), 900):
                 part = metrics[start : start + 900]
                 self._ask(lambda part=part, run_id=run_id: self._client.log_batch(run_id, metrics=part))  # type: ignore[misc]
         self._metrics.clear()
-        for start in range(0, len(self._rollouts), TRACES_AT_ONCE):
-            self._store_traces(self._rollouts[start : start + TRACES_AT_ONCE])
-        self._rollouts.clear()
-
-    def take_trace_count(self) -> int:
-        """Traces stored since this was last asked."""
-        count, self._stored_traces = self._stored_traces, 0
-        return count
 
     # ---------------------------------------------------------------- rollouts
+
+    @property
+    def pending(self) -> int:
+        """Rollouts heard of whose traces are not stored yet."""
+        return len(self._rollouts)
+
+    def oldest_pending(self, told: int) -> int:
+        """The event up to which all traces are stored, given that ``told`` events were heard."""
+        return self._rollouts[0][0] if self._rollouts else told
 
     def _on_rollout(self, event: Mapping[str, Any]) -> None:
         stage, record = event["stage"], event["rollout"]
         wanted = self._wanted(stage, record)
-        if not self.live or stage not in self._children:
+        if stage not in self._children:
             return
-        if (stage, record["split"]) not in self._seen_splits:
+        if self.live and (stage, record["split"]) not in self._seen_splits:
             self._seen_splits.add((stage, record["split"]))
             self._log_dataset(self._children[stage], record["split"])
-        if wanted:
-            self._rollouts.append((event, self._children[stage]))
+        if wanted and event["seq"] >= self.traced:
+            self._rollouts.append((event["seq"], self._offset, self._children[stage]))
 
     def _wanted(self, stage: str, record: Mapping[str, Any]) -> bool:
         """Whether a rollout becomes a trace: decided by the journal alone, so that a repeat decides the same."""
@@ -326,10 +337,15 @@ class Translator:
         inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", split)])]
         self._ask(lambda: self._client.log_inputs(run_id, inputs))
 
-    def _store_traces(self, batch: list[tuple[Mapping[str, Any], str]]) -> None:
-        """One write a trace for its info and feedback, one for the spans of all."""
+    def store_traces(self) -> int:
+        """Store some of the pending traces, and return how many: a write for each, and one for the spans of all."""
+        batch = [self._rollouts[n] for n in range(min(TRACES_AT_ONCE, len(self._rollouts)))]
+        if not batch:
+            return 0
         spans = []
-        for event, run_id in batch:
+        with open(self.run_dir / "journal.jsonl", "rb") as journal:
+            events = [(read_record(journal.fileno(), offset), run_id) for _, offset, run_id in batch]
+        for event, run_id in events:
             rollout = Rollout.from_json(event["rollout"])
             prompts = rollout.key.split("/")[0]
             tags = {
@@ -354,8 +370,10 @@ class Translator:
             )
             if self._ask(lambda info=info: self._tracing.start_trace(info)):  # type: ignore[misc]
                 spans += made
-                self._stored_traces += 1
         self._ask(lambda: self._tracing.log_spans(self.experiment_id, spans))
+        for _ in batch:
+            self._rollouts.popleft()
+        return len(batch)
 
     # ---------------------------------------------------------------- prompts
 

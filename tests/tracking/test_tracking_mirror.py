@@ -108,7 +108,7 @@ def test_sync_again_adds_nothing(runs_dir: Path) -> None:
     (run / "mirror.json").unlink()  # the cursor is lost: everything is told again
     state = sync(run, environ={})
     assert counts(runs_dir) == once
-    assert state.stored == state.emitted and state.complete
+    assert not state.error and state.stored == state.emitted and state.complete
 
 
 def test_kill_of_the_exporter_midway_loses_and_doubles_nothing(
