@@ -53,8 +53,8 @@ async def test_a_segfault_is_named_with_the_last_words(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["hanging", "spinning"])
 async def test_an_agent_that_never_returns_is_killed_in_time(tmp_path: Path, name: str) -> None:
     began = time.monotonic()
-    assert "no answer within 0.5 s" in await fails(tmp_path, name, timeout_s=0.5)
-    assert time.monotonic() - began < 10
+    assert "no answer within 1.5 s" in await fails(tmp_path, name, timeout_s=1.5)
+    assert time.monotonic() - began < 15
     assert no_process_mentions(str(tmp_path))
 
 
@@ -73,13 +73,14 @@ async def test_garbage_on_stdout_is_kept_up_to_a_limit_and_disturbs_nothing(tmp_
 @pytest.mark.parametrize("name", ["leaving", "leaving_and_hanging"])
 async def test_what_an_agent_leaves_behind_is_killed(tmp_path: Path, name: str) -> None:
     pids = tmp_path / "pids"
-    options = {"entrypoint": agent(name), "args": {"pids": str(pids)}, "timeout_s": 2 if "hang" in name else 20}
+    options = {"entrypoint": agent(name), "args": {"pids": str(pids)}, "timeout_s": 5 if "hang" in name else 20}
     async with Plant(tmp_path, recipe(options, **SOLO)) as plant:
-        rollouts = await plant.roll(2)
+        count = 1 if "hang" in name else 2
+        rollouts = await plant.roll(count)
         status = RolloutStatus.FAILED if "hang" in name else RolloutStatus.SUCCEEDED
-        assert [rollout.status for rollout in rollouts] == [status] * 2
+        assert [rollout.status for rollout in rollouts] == [status] * count
         left = [int(line) for line in pids.read_text().split()]
-        assert len(left) == 4
+        assert len(left) == 2 * count
         await gone(left)
         warnings = [event["message"] for event in plant.seen if event["kind"] == "log"]
         assert len(warnings) == (0 if "hang" in name else 1)
@@ -105,11 +106,11 @@ async def test_an_answer_without_a_call_stops_the_stage(tmp_path: Path, isolatio
         ("inline", "interrupting", "KeyboardInterrupt"),
         ("inline", "raising", "ValueError: no idea"),
         ("inline", "not_json", "JSON cannot hold"),
-        ("inline", "hanging", "no answer within 0.5 s"),
+        ("inline", "hanging", "no answer within 1.5 s"),
     ],
 )
 async def test_inline_agents_fail_without_harm_to_the_run(tmp_path: Path, isolation: str, name: str, said: str) -> None:
-    assert said in await fails(tmp_path, name, isolation=isolation, timeout_s=0.5)
+    assert said in await fails(tmp_path, name, isolation=isolation, timeout_s=1.5)
 
 
 @pytest.mark.parametrize("isolation", ["process", "inline"])
