@@ -16,13 +16,12 @@ LONG = [{"role": "user", "content": " ".join(f"w{n}" for n in range(30))}]
 
 async def test_chunks_come_as_they_are_made_and_are_captured_assembled(house: Opens) -> None:
     async with house("slow_stream") as h:
-        begun, first, text = time.monotonic(), 0.0, ""
+        first, text = 0.0, ""
         stream = await h.client.chat.completions.create(model="policy", messages=LONG, stream=True)
         async for chunk in stream:
             first = first or time.monotonic()
             text += chunk.choices[0].delta.content or ""  # each chunk has a choice: nobody asked for usage
-        whole = time.monotonic() - begun
-        assert first < 0.3 < 0.6 < whole, (first, whole)
+        assert time.monotonic() - first > 0.5, "made over 0.6 s: the first was there long before the last"
         call = h.service.read(h.session.refs[0])
         assert call.response is not None
         assert call.response["choices"][0]["message"] == {"role": "assistant", "content": text}
