@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,8 +13,8 @@ from lightningrun.cli import options
 from lightningrun.errors import ExitCode
 
 if TYPE_CHECKING:
-    from lightningrun.cli.progress import View
     from lightningrun.execution import RunResult
+    from lightningrun.tracking.mirror import MirrorState
 
 
 @click.command("run", cls=options.OptionalForce, short_help="Run a recipe.")
@@ -60,12 +62,8 @@ def run(
         from lightningrun.cli import describing
 
         return describing.show_plan(experiment.plan(**chosen), as_json=as_json)
-    view = _view(as_json, quiet, verbose)
-    try:
-        result = experiment.run(name=name, keep_going=keep_going, observers=[view], **chosen)
-    finally:
-        view.close()
-    return conclude(result, silent=as_json or quiet)
+    execute = partial(experiment.run, name=name, keep_going=keep_going, **chosen)
+    return _follow(execute, experiment.runs_dir, as_json, quiet, verbose)
 
 
 @click.command("resume", short_help="Go on with an interrupted run.")
@@ -82,39 +80,48 @@ def resume(run: str, overrides: Sequence[str], runs_dir: str, as_json: bool, qui
     folder = options.find_run(run, runs_dir)
     from lightningrun import runner
 
-    view = _view(as_json, quiet, verbose)
-    try:
-        result = runner.resume(folder, overrides, observers=[view])
-    finally:
-        view.close()
-    return conclude(result, silent=as_json or quiet)
+    return _follow(partial(runner.resume, folder, overrides), folder.parent, as_json, quiet, verbose)
 
 
-def _view(as_json: bool, quiet: bool, verbose: bool) -> View:
+def _follow(execute: Callable[..., RunResult], runs_dir: Path, as_json: bool, quiet: bool, verbose: bool) -> int:
+    """Execute with the fitting view, then print how it ended; the exit code.
+
+    Ctrl-C after the run's last event only ends the wait for MLflow: the run itself is complete.
+    """
     from lightningrun.cli import progress
 
-    return progress.choose(as_json, quiet, verbose)
+    view, seen = progress.choose(as_json, quiet, verbose), dict[str, Any]()
+    mirror: MirrorState | None = None
 
+    def remember(event: dict[str, Any]) -> None:
+        if event["kind"] in ("run_started", "run_resumed", "run_finished"):
+            seen.update(event)
 
-def conclude(result: RunResult, silent: bool) -> int:
-    """Print how a run ended and return its exit code."""
-    if not silent:
+    try:
+        result = execute(observers=[view, remember])
+        seen |= {"run": result.run_dir.name, "exit_code": result.exit_code, "error": str(result.error or "")}
+        mirror = result.mirror
+    except KeyboardInterrupt:
+        if seen.get("kind") != "run_finished":
+            raise
+        click.echo(f"not waiting for MLflow; complete it with: lightningrun sync {seen['run']}", err=True)
+    finally:
+        view.close()
+    if not as_json and not quiet:
         from lightningrun.cli import summaries
 
-        summaries.show_run(result.run_dir, result.mirror)
-    if result.error is not None:
-        for line in str(result.error).splitlines():
-            click.echo(f"{click.style('error:', fg='red', bold=True)} {line}", err=True)
-        if result.exit_code not in (ExitCode.GATE_NOT_MET, ExitCode.USAGE):
-            click.echo(f"go on with: lightningrun resume {result.run_dir.name}{_elsewhere(result)}", err=True)
-    return int(result.exit_code)
+        summaries.show_run(runs_dir / seen["run"], mirror)
+    if seen["error"]:
+        _print_failure(seen, runs_dir)
+    return int(seen["exit_code"])
 
 
-def _elsewhere(result: RunResult) -> str:
-    parent: Any = result.run_dir.parent
-    from pathlib import Path
-
-    return "" if parent == Path("runs").absolute() else f" --runs-dir {parent}"
+def _print_failure(seen: dict[str, Any], runs_dir: Path) -> None:
+    for line in seen["error"].splitlines():
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {line}", err=True)
+    if seen["exit_code"] not in (ExitCode.GATE_NOT_MET, ExitCode.USAGE) and "lightningrun resume" not in seen["error"]:
+        where = "" if runs_dir == Path("runs").absolute() else f" --runs-dir {runs_dir}"
+        click.echo(f"go on with: lightningrun resume {seen['run']}{where}", err=True)
 
 
 COMMANDS = (run, resume)

@@ -107,7 +107,11 @@ def _show_headline(out: Console, head: Headline) -> None:
         table.add_row("baseline", number(head.baseline) + interval(head.baseline_low, head.baseline_high), where)
     if head.final is not None:
         where = f"{head.final_stage or 'best prompt'} on {head.split}, {plural(head.n, 'row')}"
-        table.add_row("final", number(head.final) + interval(head.final_low, head.final_high), where)
+        table.add_row(
+            "reward" if head.baseline is None else "final",
+            number(head.final) + interval(head.final_low, head.final_high),
+            where,
+        )
     if head.gain is not None:
         sure = "" if head.low is None else " (95%, paired)"
         clear = head.low is not None and head.low > 0
@@ -169,13 +173,16 @@ def _show_tags(out: Console, run: RunSummary) -> None:
     tags = [name[4:-7] for name in after.metrics if name.startswith("tag.") and name.endswith(".reward")]
     if not tags:
         return
-    table = grid("tag", "rows", "baseline", "final", "gain", right=("rows", "baseline", "final", "gain"))
+    numbers = ("rows", "baseline", "final", "gain") if before else ("rows", "reward")
+    table = grid("tag", *numbers, right=numbers)
     for tag in tags:
         final = after.metrics[f"tag.{tag}.reward"]
         base = before.metrics.get(f"tag.{tag}.reward") if before else None
         gain = f"{final - base:+.3f}" if isinstance(base, (int, float)) and isinstance(final, (int, float)) else ""
         rows = str(after.metrics.get(f"tag.{tag}.n", ""))
-        table.add_row(tag, rows, "" if base is None else number(base), number(final), gain)
+        table.add_row(
+            tag, rows, *(["" if base is None else number(base), number(final), gain] if before else [number(final)])
+        )
     out.print()
     out.print(table)
 
