@@ -37,7 +37,7 @@ def sign_test(wins: int, losses: int) -> float:
     """One-sided exact p-value of at least ``wins`` of ``wins + losses`` fair coins (McNemar's exact test)."""
     trials = wins + losses
     hits: int = sum(math.comb(trials, k) for k in range(wins, trials + 1))
-    return hits / float(2**trials)
+    return hits / (1 << trials)
 
 
 def permutation_test(differences: Sequence[float], seed: int = 0) -> float:
@@ -51,7 +51,7 @@ def permutation_test(differences: Sequence[float], seed: int = 0) -> float:
     if len(moved) <= EXACT_SIGN_FLIPS:
         signs = itertools.product((1, -1), repeat=len(moved))
         hits = sum(math.fsum(s * d for s, d in zip(flips, moved, strict=True)) >= observed for flips in signs)
-        return hits / float(2 ** len(moved))
+        return hits / (1 << len(moved))
     rng = random.Random(seed)
     total = math.fsum(moved)
     size = len(moved)

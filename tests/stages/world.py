@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from lightningrun.files import canonical_json, digest
+from lightningrun.files import digest
 from lightningrun.rollouts.engine import RolloutRequest
 from lightningrun.stages.base import StageContext
 from lightningrun.tracking.journal import RunJournal
@@ -51,8 +51,14 @@ class WorldService:
         self.coach = coach
         self.calls: list[LLMCall] = []
         self.paid = 0
-        self.answers: dict[str, str] = {}
+        self.answers: dict[str, tuple[str, int]] = {}
         self.limits: tuple[Any, Mapping[str, int]] | None = None
+
+    def restarted(self) -> WorldService:
+        """The service of the next process: it knows all calls of this one and has paid for none."""
+        service = WorldService(self.coach)
+        service.calls, service.answers = list(self.calls), dict(self.answers)
+        return service
 
     def open_stage(self, stage: str, limits: Any = None, role_limits: Mapping[str, int] | None = None) -> None:
         self.limits = (limits, role_limits or {})
@@ -81,10 +87,11 @@ class WorldSession:
         key = digest([body, self.sample])
         if key not in self.service.answers:
             self.service.paid += 1
-            self.service.answers[key] = self.service.coach(question, self.sample)
-        text = self.service.answers[key]
+            text = self.service.coach(question, self.sample)
+            ref = self.service.record(role or "", self.owner, body["messages"], text)
+            self.service.answers[key] = text, ref
         await asyncio.sleep(0)
-        self.refs.append(self.service.record(role or "", self.owner, body["messages"], text))
+        self.refs.append(self.service.answers[key][1])
         return dict(self.service.calls[self.refs[-1]].response or {})
 
 
@@ -166,5 +173,60 @@ def context(
     )  # fmt: skip
 
 
-def fingerprint(value: Any) -> str:
-    return canonical_json(value)
+RULES = ("amber", "basil", "cedar", "daisy", "ember", "fjord", "grove", "heron")
+HARMFUL = ("nickel", "ochre", "pewter", "quartz")
+SEED_PROMPT = "You answer {question} with care."
+
+
+@dataclass
+class HiddenRules:
+    """Rows need rules that only the feedback of failures mentions; the coach is forgetful and makes things up."""
+
+    number: int = 0
+    null: bool = False
+    graded: bool = False
+
+    def needs(self, task: Task) -> list[str]:
+        first = int(chance(self.number, task.id, "need") ** 1.5 * len(RULES))
+        return [RULES[first]] + ([RULES[(first * 3 + 1) % len(RULES)]] if chance(task.id, "two") < 0.3 else [])
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        return {"system": f"{SEED_PROMPT} {' '.join(RULES)}" if self.null else SEED_PROMPT}
+
+    def quality(self, prompt: str, task: Task) -> float:
+        """The chance of success: what a prompt is really worth on a row."""
+        missing = sum(rule not in prompt for rule in self.needs(task))
+        return 0.92 * 0.15**missing * 0.8 ** sum(word in prompt for word in HARMFUL)
+
+    def true(self, prompts: Mapping[str, str]) -> float:
+        fresh = rows("unseen", 300)
+        return sum(self.quality(prompts["system"], task) for task in fresh) / len(fresh)
+
+    def student(self, prompts: Mapping[str, str], task: Task, sample: int) -> Answer:
+        prompt = prompts["system"]
+        worth = self.quality(prompt, task)
+        luck = chance(self.number, prompt, task.id, sample)
+        score = round(min(1.0, max(0.0, worth + (luck - 0.5) * 0.4)), 3) if self.graded else float(luck < worth)
+        missing = [rule for rule in self.needs(task) if rule not in prompt]
+        harm = [word for word in HARMFUL if word in prompt]
+        hint = f"the rule of {missing[0]} was ignored" if missing else f"{harm[0]} misled you" if harm else "wrong"
+        return Answer(score, "right" if score == 1 else hint)
+
+    def coach(self, question: str, again: int) -> str:
+        prompt = question.split('<current_prompt name="system">\n')[1].split("\n</current_prompt>")[0]
+        words = prompt.split()
+        seen = [word for line in question.splitlines() if "[feedback]" in line for word in line.split()]
+        for position, rule in enumerate([word for word in dict.fromkeys(seen) if word in RULES][:3]):
+            if chance(self.number, question, again, position) < 0.75 and rule not in words:
+                words.append(rule)
+        words = [word for word in words if not (word in HARMFUL and word in seen)]
+        if chance(self.number, question, again, "whim") < 0.25:
+            words.append(HARMFUL[int(chance(question, again) * len(HARMFUL))])
+        if chance(self.number, question, again, "slip") < 0.05:
+            words = [word for word in words if word != "{question}"]
+        return f"Some rules were missing.\n```\n{' '.join(words)}\n```"
+
+    def context(self, folder: Path, config: Any, **options: Any) -> StageContext:
+        splits = {"train": rows("train", 40), "val": rows("val", 30), **options.pop("more", {})}
+        return context(folder, config, self.prompts, splits, self.student, self.coach, **options)

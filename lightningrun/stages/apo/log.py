@@ -1,7 +1,7 @@
 """What a search writes to the journal: every candidate with its lineage, the curves, the prompts.
 
-A resumed search runs again from its first step with the effects remembered. Events that the journal already holds are
-not written twice.
+A resumed search runs again from its first step with the effects remembered. Events that the journal already holds for
+the same work (the same key of the stage) are not written twice.
 """
 
 from __future__ import annotations
@@ -29,8 +29,13 @@ class SearchLog:
         self._stage = stage
         self._written: set[str] = set()
         self._stopped_after: int | None = None
+        key = None
         for event in journal.events():
-            if event["stage"] == stage and event["kind"] in _KINDS:
+            if event["stage"] != stage:
+                continue
+            if event["kind"] == "stage_started" and event.get("key") != key:
+                key, self._written, self._stopped_after = event.get("key"), set(), None
+            elif event["kind"] in _KINDS:
                 self._written.add(_identity(event))
                 self._stopped_after = event.get(_DECIDED, self._stopped_after)
 

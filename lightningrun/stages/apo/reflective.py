@@ -92,7 +92,6 @@ class Reflective:
                 stopped = await self._generation() or self._reason_to_stop()
             except BudgetReached as reached:
                 stopped = str(reached)
-        await self._second_look()
         self._log.info(f"search ended after {self._proposals} proposals: {stopped}")
         return Outcome(self._pool, self._best, self._proposals, stopped)
 
@@ -102,10 +101,7 @@ class Reflective:
         while self._near_misses and self._best.val_mean < self._goal and cost <= self._evaluation.budget.free:
             attempt = self._near_misses.pop()
             attempt.verdict, attempt.reason = "accepted", f"{attempt.reason}; scored with what was left of the budget"
-            try:
-                await self._score([attempt])
-            except BudgetReached:
-                return
+            await self._score([attempt])
             self._settle(attempt)
             self._log_curve()
 
@@ -128,11 +124,14 @@ class Reflective:
         """Plan, propose, accept and score one generation. Returns why the search must end, or ''."""
         attempts = self._plan()
         if not attempts:
+            await self._second_look()
             return "budget.max_rollouts: what is left does not pay for another proposal on val"
         await self._evaluation.run(job for one in attempts for job in self._batch_jobs(one.parent, one))
         for parent in {one.parent.id: one.parent for one in attempts}.values():
             if not await self._find_failures(parent, attempts):
                 return "no failure of the parent on the training rows that could be paid for"
+        for attempt in attempts:
+            self._leave_room(attempt)
         await self._propose(attempts)
         await self._accept([one for one in attempts if one.child])
         for attempt in attempts:
@@ -177,6 +176,13 @@ class Reflective:
     def _worst_cost(self, attempt: Attempt) -> int:
         unpaid = len(self._evaluation.missing(self._batch_jobs(attempt.parent, attempt)))
         return unpaid + (len(attempt.batch) + len(self._val)) * self._config.samples
+
+    def _leave_room(self, attempt: Attempt) -> None:
+        """On a batch that the parent solves whole no child can do better: one row gives way to a known failure."""
+        known = failures(self._evaluation.rollouts(self._batch_jobs(attempt.parent, attempt)), self._top)
+        if not known:
+            failed = {rollout.task_id for rollout in self._failures(attempt.parent)}
+            attempt.batch[-1] = attempt.rng.choice([task for task in self._train if task.id in failed])
 
     async def _find_failures(self, parent: Candidate, generation: Sequence[Attempt]) -> bool:
         """Run a parent on further training rows until a reflection batch of failures is known, or enough was looked at.
