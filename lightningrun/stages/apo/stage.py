@@ -66,11 +66,7 @@ class _Room:
         self.budget = RolloutBudget(config.budget.max_rollouts, config.confirm_cost(val_rows) + self.report_cost)
         self.evaluation = Evaluation(ctx.engine, self.budget)
         limits = config.budget
-        ctx.service.open_stage(
-            ctx.stage,
-            Limits(max_llm_calls=limits.max_llm_calls, max_cost_usd=limits.max_cost_usd),
-            {} if limits.max_coach_calls is None else {config.coach: limits.max_coach_calls},
-        )
+        ctx.service.open_stage(ctx.stage, Limits(limits.max_llm_calls, limits.max_cost_usd))
         self.coach = Coach(ctx.service, ctx.stage, config.coach, limits.max_coach_calls, config.coach_temperature)
         self.log = SearchLog(ctx.journal, ctx.stage)
 
