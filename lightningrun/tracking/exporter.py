@@ -67,10 +67,10 @@ class Exporter:
                 told = 0
         if told:
             self._told(translator, offset, event)
-        stored = translator.store_traces()
+        stored = translator.traces.store()
         if stored:
             self._save(traces=self.state.traces + stored)
-        return translator.pending > 0
+        return len(translator.traces) > 0
 
     def close(self, *, dead: bool) -> None:
         """Store what comes after the last event: files, and the end of a run whose runner is ``dead``."""
@@ -95,7 +95,7 @@ class Exporter:
         translator = Translator(self.run_dir, self.uri, self.experiment, self.runs_dir)
         if not same_place or translator.run_id is None:
             self.state = MirrorState(uri=public_uri(self.uri), experiment=self.experiment)
-        translator.live, translator.traced = False, self.state.traced
+        translator.live, translator.traces.stored_before = False, self.state.traced
         for offset, event in read_journal(self.run_dir / "journal.jsonl"):
             if event["seq"] >= self.state.told:
                 break
@@ -115,7 +115,7 @@ class Exporter:
             at = self._translator
             link = deep_link(self.uri, at.experiment_id)
             state = replace(state, experiment_id=at.experiment_id, run_id=at.run_id or "", deep_link=link)
-            state = replace(state, stored=state.told - at.pending, traced=at.oldest_pending(state.told))
+            state = replace(state, stored=state.told - len(at.traces), traced=at.traces.oldest(state.told))
         self.state = replace(state, emitted=max(state.emitted, state.told))
         self.state.save(self.run_dir)
         if self._progress is not None:

@@ -72,7 +72,8 @@ def current_state(run_dir: Path) -> MirrorState:
     if state.error:
         return replace(state, note=f"MLflow: {state.stored} of {emitted} events stored ({state.error}); {todo}")
     rest = "traces of the rest follow" if state.closed else "the rest follows"
-    return replace(state, note=f"MLflow: {state.stored} of {emitted} events stored, {rest} in the background")
+    sure = f"to make sure: lightningrun sync {run_dir.name}"
+    return replace(state, note=f"MLflow: {state.stored} of {emitted} events stored, {rest} in the background; {sure}")
 
 
 class Mirror:

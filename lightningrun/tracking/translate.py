@@ -18,7 +18,6 @@ import contextlib
 import getpass
 import json
 import re
-from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,17 +26,16 @@ import mlflow
 import yaml
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, ViewType
 from mlflow.exceptions import MlflowException
-from mlflow.tracing.client import TracingClient
 from mlflow.tracking import MlflowClient
 
-from lightningrun.files import digest, read_record
-from lightningrun.tracking import traces
+from lightningrun.files import digest
+from lightningrun.tracking.registry import Registry
 from lightningrun.tracking.store import preparing, sqlite_file
-from lightningrun.tracking.summary import RunSummary, holder_alive, summarise
-from lightningrun.types import Rollout, RolloutStatus
+from lightningrun.tracking.summary import holder_alive, summarise
+from lightningrun.tracking.terms import final_metrics, flat, key, note
+from lightningrun.tracking.trace_queue import TraceQueue
 
 MAX_PARAMS = 20
-TRACES_AT_ONCE = 50
 _ON_PARENT = ("val_reward", "reward")
 _WAIT_AND_RETRY = {401, 403, 408, 429}
 _STATUS = {"succeeded": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
@@ -59,12 +57,12 @@ class Translator:
         with preparing(uri):
             self._client = MlflowClient(uri)
             self.experiment_id = self._experiment(uri, experiment)
-        self._tracing = TracingClient(uri)
-        self._calls = traces.CallLog(run_dir / "calls.jsonl")
         self._runs: dict[str, Run] = self._find_runs()
         self._runs_dir = runs_dir
         self._swept = False
-        self._name = str(self._recipe.get("name") or "run")
+        self._name = str(self._recipe.get("name") or self.run)
+        self._registry = Registry(self._client, self.run, self._name, self._ask)
+        self.traces = TraceQueue(run_dir, uri, self.experiment_id, self._registry, self._ask)
         self._finished = False
         self._last_ms = 0
         self._offset = 0
@@ -73,11 +71,6 @@ class Translator:
         self._open: set[str] = set()
         self._metrics: dict[str, list[Metric]] = {}
         self._curves: dict[str, tuple[Any, list[tuple[Mapping[str, Any], int, int]]]] = {}
-        self.traced = 0
-        self._rollouts: deque[tuple[int, int, str]] = deque()
-        self._groups: Counter[tuple[str, str, str]] = Counter()
-        self._prompt_sets: dict[str, Mapping[str, str]] = {}
-        self._versions: dict[tuple[str, str], int] = {}
         self._seen_splits: set[tuple[str, str]] = set()
         self._seeds = {n: str(p.get("text") or "") for n, p in (self._at("agent", "prompts") or {}).items()}
 
@@ -98,13 +91,14 @@ class Translator:
     # ---------------------------------------------------------------- runs
 
     def _on_run_started(self, event: Mapping[str, Any]) -> None:
-        self._name = event["name"]
-        self._remember_prompts(self._seeds)
+        self._registry.remember(self._seeds)
         if self.live:
             self._parent(event)
             self._sweep()
-            for name, text in self._seeds.items():
-                self._register(name, text, "seed", {})
+        for name, text in self._seeds.items():
+            self._registry.expect(name, text)
+            if self.live:
+                self._registry.register(name, text, "seed", {})
 
     def _on_run_resumed(self, event: Mapping[str, Any]) -> None:
         self._finished = False
@@ -121,10 +115,12 @@ class Translator:
             return
         self.flush()
         summary = summarise(self.run_dir)
-        self._log(self.run_id, _final_metrics(summary))
-        note = _note(summary)
-        self._ask(lambda: self._client.set_tag(self.run_id, "mlflow.note.content", note))
-        self._ask(lambda: self._client.set_experiment_tag(self.experiment_id, "mlflow.note.content", f"Latest: {note}"))
+        self._log(self.run_id, final_metrics(summary))
+        words = note(summary)
+        self._ask(lambda: self._client.set_tag(self.run_id, "mlflow.note.content", words))
+        self._ask(
+            lambda: self._client.set_experiment_tag(self.experiment_id, "mlflow.note.content", f"Latest: {words}")
+        )
         self.flush()
         self._client.set_terminated(self.run_id, _STATUS.get(event["status"], "FAILED"), self._last_ms)
 
@@ -167,17 +163,17 @@ class Translator:
         self._ask(lambda: self._client.log_batch(run.info.run_id, params=params))
 
     def _child(self, event: Mapping[str, Any], tags: dict[str, str]) -> None:
-        key = str(event["seq"])
+        seq = str(event["seq"])
         stage = event["stage"]
         if self.live:
             level = {"lightningrun.level": "stage", "lightningrun.stage": stage, "lightningrun.type": event["type"]}
             parent = {"mlflow.parentRunId": self.run_id or ""}
-            run = self._create_run(key, f"{event['ordinal']}-{stage}", {**level, **tags, **parent})
-            config = {k: v for k, v in _flat(self._at("stages", stage) or {}).items() if k not in run.data.params}
+            run = self._create_run(seq, f"{event['ordinal']}-{stage}", {**level, **tags, **parent})
+            config = {k: v for k, v in flat(self._at("stages", stage) or {}).items() if k not in run.data.params}
             params = [Param(k, v) for k, v in list(config.items())[:MAX_PARAMS]]
             self._ask(lambda: self._client.log_batch(run.info.run_id, params=params))
-        if key in self._runs:
-            self._children[stage] = str(self._runs[key].info.run_id)
+        if seq in self._runs:
+            self._children[stage] = str(self._runs[seq].info.run_id)
 
     def _create_run(self, seq: str, name: str, tags: Mapping[str, str]) -> Run:
         if seq not in self._runs:
@@ -237,7 +233,7 @@ class Translator:
     def close(self, *, dead: bool) -> None:
         """After the last event: the run's files, and KILLED for what a dead runner left open."""
         self.flush()
-        self._calls.close()
+        self.traces.close()
         if self.run_id is None:
             return
         if dead and not self._finished:
@@ -255,7 +251,7 @@ class Translator:
         self._point(event["stage"], event["values"], int(event["step"]))
 
     def _on_candidate(self, event: Mapping[str, Any]) -> None:
-        self._remember_prompts(event.get("prompts") or {})
+        self._registry.remember(event.get("prompts") or {})
         if event.get("val"):
             self._point(event["stage"], {"candidate/val_reward": event["val"]["mean"]}, int(event["id"]))
 
@@ -283,7 +279,7 @@ class Translator:
             self._log(self._children[stage], values, step, ms)
 
     def _log(self, run_id: str, values: Mapping[str, Any], step: int = 0, ms: int | None = None) -> None:
-        usable = {_key(name): float(v) for name, v in values.items() if isinstance(v, (int, float))}
+        usable = {key(name): float(v) for name, v in values.items() if isinstance(v, (int, float))}
         metrics = [Metric(name, value, ms or self._last_ms, step) for name, value in usable.items()]
         self._metrics.setdefault(run_id, []).extend(metrics)
 
@@ -297,37 +293,16 @@ class Translator:
 
     # ---------------------------------------------------------------- rollouts
 
-    @property
-    def pending(self) -> int:
-        """Rollouts heard of whose traces are not stored yet."""
-        return len(self._rollouts)
-
-    def oldest_pending(self, told: int) -> int:
-        """The event up to which all traces are stored, given that ``told`` events were heard."""
-        return self._rollouts[0][0] if self._rollouts else told
-
     def _on_rollout(self, event: Mapping[str, Any]) -> None:
         stage, record = event["stage"], event["rollout"]
-        wanted = self._wanted(stage, record)
+        wanted = self.traces.wanted(self._types.get(stage, ""), stage, record, self._at("tracking", "traces") or {})
         if stage not in self._children:
             return
         if self.live and (stage, record["split"]) not in self._seen_splits:
             self._seen_splits.add((stage, record["split"]))
             self._log_dataset(self._children[stage], record["split"])
-        if wanted and event["seq"] >= self.traced:
-            self._rollouts.append((event["seq"], self._offset, self._children[stage]))
-
-    def _wanted(self, stage: str, record: Mapping[str, Any]) -> bool:
-        """Whether a rollout becomes a trace: decided by the journal alone, so that a repeat decides the same."""
-        if self._types.get(stage) == "evaluate":
-            return True
-        policy = self._at("tracking", "traces") or {}
-        group = (stage, record["key"].split("/")[0], record["split"])
-        self._groups[group] += 1
-        failed = record["status"] != RolloutStatus.SUCCEEDED.value or not record["score"]
-        return self._groups[group] <= int(policy.get("per_step", 8)) or (
-            policy.get("failures", "all") == "all" and failed
-        )
+        if wanted:
+            self.traces.add(event["seq"], self._offset, self._children[stage])
 
     def _log_dataset(self, run_id: str, split: str) -> None:
         source = str((self._at("task", "data") or {}).get(split) or split)
@@ -337,97 +312,24 @@ class Translator:
         inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", split)])]
         self._ask(lambda: self._client.log_inputs(run_id, inputs))
 
-    def store_traces(self) -> int:
-        """Store some of the pending traces, and return how many: a write for each, and one for the spans of all."""
-        batch = [self._rollouts[n] for n in range(min(TRACES_AT_ONCE, len(self._rollouts)))]
-        if not batch:
-            return 0
-        spans = []
-        with open(self.run_dir / "journal.jsonl", "rb") as journal:
-            events = [(read_record(journal.fileno(), offset), run_id) for _, offset, run_id in batch]
-        for event, run_id in events:
-            rollout = Rollout.from_json(event["rollout"])
-            prompts = rollout.key.split("/")[0]
-            tags = {
-                "lightningrun.run_id": self.run,
-                "lightningrun.seq": str(event["seq"]),
-                "lightningrun.stage": rollout.stage,
-                "lightningrun.split": rollout.split,
-                "lightningrun.task": rollout.task_id,
-                "lightningrun.status": rollout.status.value,
-                "lightningrun.prompts": prompts,
-            }
-            linked = self._linked(prompts)
-            if linked:
-                tags["mlflow.linkedPrompts"] = json.dumps(linked)
-            info, made = traces.build(
-                rollout,
-                self._calls.read(rollout.call_refs),
-                id=traces.trace_id(self.run, event["seq"]),
-                experiment_id=self.experiment_id,
-                run_id=run_id,
-                tags=tags,
-            )
-            if self._ask(lambda info=info: self._tracing.start_trace(info)):  # type: ignore[misc]
-                spans += made
-        self._ask(lambda: self._tracing.log_spans(self.experiment_id, spans))
-        for _ in batch:
-            self._rollouts.popleft()
-        return len(batch)
-
     # ---------------------------------------------------------------- prompts
 
     def _on_prompt(self, event: Mapping[str, Any]) -> None:
-        if not self.live or event["label"] not in ("seed", "best"):
+        if event["label"] not in ("seed", "best"):
             return
         name, text = event["name"], event["text"]
-        promoted = bool(event.get("promoted"))
+        self._registry.expect(name, text)
+        if not self.live:
+            return
         facts = {f"lightningrun.{k}": str(v) for k, v in (event.get("metrics") or {}).items()}
-        version = self._register(name, text, event["label"], facts)
+        version = self._registry.register(name, text, event["label"], facts)
         if event["label"] != "best" or version is None:
             return
-        if not promoted:
-            version = self._register(name, self._seeds.get(name, text), "seed", {})
-        full = self._prompt_name(name)
+        if not event.get("promoted"):
+            version = self._registry.register(name, self._seeds.get(name, text), "seed", {})
+        full = self._registry.full_name(name)
         self._ask(lambda: self._client.set_prompt_alias(full, f"best-{self.hex}", version))
         self._ask(lambda: self._client.link_prompt_version_to_run(self.run_id, f"prompts:/{full}/{version}"))
-
-    def _register(self, name: str, text: str, label: str, facts: Mapping[str, str]) -> int | None:
-        """The version of this text in the registry, made if it is new there."""
-        key = (name, text)
-        if key not in self._versions:
-            version = self._ask(lambda: self._find_version(name, text) or self._new_version(name, text, label, facts))
-            if version is None:
-                return None
-            self._versions[key] = version
-        return self._versions[key]
-
-    def _new_version(self, name: str, text: str, label: str, facts: Mapping[str, str]) -> int:
-        tags = {
-            "lightningrun.digest": digest(text),
-            "lightningrun.label": label,
-            "lightningrun.run_id": self.run,
-            **facts,
-        }
-        words = f"{label} prompt of {self._name}, run {self.run}"
-        return int(self._client.register_prompt(self._prompt_name(name), text, words, tags).version)
-
-    def _find_version(self, name: str, text: str) -> int | None:
-        query = f"name = '{self._prompt_name(name)}' AND tag.`mlflow.prompt.is_prompt` = 'true'"
-        query += f" AND tag.`lightningrun.digest` = '{digest(text)}'"
-        found = self._client.search_model_versions(query, max_results=10)
-        return min((int(version.version) for version in found), default=None)
-
-    def _prompt_name(self, name: str) -> str:
-        return re.sub(r"[^\w.-]", "_", f"{self._name}-{name}")
-
-    def _remember_prompts(self, prompts: Mapping[str, str]) -> None:
-        self._prompt_sets[digest(dict(prompts))[:12]] = prompts
-
-    def _linked(self, prompts: str) -> list[dict[str, str]]:
-        texts = self._prompt_sets.get(prompts) or {}
-        versions = {name: self._versions.get((name, text)) for name, text in texts.items()}
-        return [{"name": self._prompt_name(n), "version": str(v)} for n, v in versions.items() if v is not None]
 
     # ---------------------------------------------------------------- asking
 
@@ -447,8 +349,8 @@ class Translator:
 
     def _at(self, *keys: str, source: Any = None) -> Any:
         value: Any = self._recipe if source is None else source
-        for key in keys:
-            value = value.get(key) if isinstance(value, Mapping) else None
+        for name in keys:
+            value = value.get(name) if isinstance(value, Mapping) else None
         return value
 
     def _params(self) -> dict[str, str]:
@@ -461,54 +363,8 @@ class Translator:
         }
         for role, model in (self._at("models") or {}).items():
             wanted[f"models.{role}"] = f"{model.get('provider')}:{model.get('name')}"
-        wanted.update({f"vars.{name}": value for name, value in _flat(self._at("vars") or {}).items()})
-        return {_key(k): str(v)[:500] for k, v in list(wanted.items())[:MAX_PARAMS] if v not in (None, "")}
-
-
-def _final_metrics(summary: RunSummary) -> dict[str, float | None]:
-    head = summary.headline
-    return {
-        "final/baseline": head.baseline if head else None,
-        "final/reward": head.final if head else None,
-        "final/gain": head.gain if head else None,
-        "final/gain_low": head.low if head else None,
-        "final/gain_high": head.high if head else None,
-        "final/cost_usd": summary.totals.usd,
-        "final/llm_calls": summary.totals.llm_calls,
-        "final/tokens": summary.totals.tokens,
-    }
-
-
-def _note(summary: RunSummary) -> str:
-    """Headline first: MLflow folds a note after four lines."""
-    head = summary.headline
-    lines = [f"**{summary.name}** {summary.status}"]
-    if head is not None and head.gain is not None and head.baseline is not None and head.final is not None:
-        lines[0] += f": {head.baseline:.3f} → {head.final:.3f} on {head.split}, gain {head.gain:+.3f}"
-        if head.low is not None and head.high is not None:
-            lines[0] += f" (95% interval {head.low:+.3f} to {head.high:+.3f})"
-    elif head is not None and head.final is not None:
-        lines[0] += f": reward {head.final:.3f}"
-    lines += [
-        *summary.notes,
-        f"Cost ${summary.totals.usd:.4f}, {summary.totals.llm_calls} LLM calls, run {summary.run}",
-    ]
-    return "\n\n".join(lines)
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for name, entry in value.items():
-        if isinstance(entry, Mapping):
-            flat.update(_flat(entry, f"{prefix}{name}."))
-        elif entry is not None:
-            flat[_key(prefix + str(name))] = str(entry)[:500]
-    return flat
-
-
-def _key(name: str) -> str:
-    """A metric or param name that MLflow takes."""
-    return re.sub(r"[^\w.\-/ ]", "_", name)[:250]
+        wanted.update({f"vars.{name}": value for name, value in flat(self._at("vars") or {}).items()})
+        return {key(k): str(v)[:500] for k, v in list(wanted.items())[:MAX_PARAMS] if v not in (None, "")}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -123,6 +123,8 @@ def test_kill_of_the_exporter_midway_loses_and_doubles_nothing(
         mirror._process.wait()  # type: ignore[union-attr]
     sync(run, environ={})
     whole = counts(runs_dir)
+    linked = query(runs_dir, "SELECT count(*) FROM trace_tags WHERE key = 'mlflow.linkedPrompts'")
+    assert linked == query(runs_dir, "SELECT count(*) FROM trace_info"), "links survive a new beginning"
     other = tmp_path / "undisturbed"
     other.mkdir()
     (other / "mlflow.db").write_bytes(empty_store.read_bytes())
@@ -245,7 +247,7 @@ def test_an_uri_in_the_environment_wins_and_its_password_is_written_nowhere(runs
     uri = "http://me:canary-password@127.0.0.1:9"
     mirror = Mirror.start(run, uri=uri, experiment="x", runs_dir=runs_dir, environ={})
     state = mirror.finish(4)
-    wait_until(lambda: not holder_alive(run / ".mirror.lock"))
-    assert "sync" in state.note
+    wait_until(lambda: read_state(run).error and not holder_alive(run / ".mirror.lock"))
+    assert f"lightningrun sync {run.name}" in state.note
     for path in run.rglob("*"):
         assert not path.is_file() or b"canary-password" not in path.read_bytes()

@@ -1,0 +1,57 @@
+"""A run in the terms that MLflow takes: metric and param names, headline numbers, the note. Imports no mlflow."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lightningrun.tracking.summary import RunSummary
+
+
+def final_metrics(summary: RunSummary) -> dict[str, float | None]:
+    """The numbers that tell runs apart, for the parent run."""
+    head = summary.headline
+    return {
+        "final/baseline": head.baseline if head else None,
+        "final/reward": head.final if head else None,
+        "final/gain": head.gain if head else None,
+        "final/gain_low": head.low if head else None,
+        "final/gain_high": head.high if head else None,
+        "final/cost_usd": summary.totals.usd,
+        "final/llm_calls": summary.totals.llm_calls,
+        "final/tokens": summary.totals.tokens,
+    }
+
+
+def note(summary: RunSummary) -> str:
+    """Headline first: MLflow folds a note after four lines."""
+    head = summary.headline
+    lines = [f"**{summary.name}** {summary.status}"]
+    if head is not None and head.gain is not None and head.baseline is not None and head.final is not None:
+        lines[0] += f": {head.baseline:.3f} → {head.final:.3f} on {head.split}, gain {head.gain:+.3f}"
+        if head.low is not None and head.high is not None:
+            lines[0] += f" (95% interval {head.low:+.3f} to {head.high:+.3f})"
+    elif head is not None and head.final is not None:
+        lines[0] += f": reward {head.final:.3f}"
+    lines += [
+        *summary.notes,
+        f"Cost ${summary.totals.usd:.4f}, {summary.totals.llm_calls} LLM calls, run {summary.run}",
+    ]
+    return "\n\n".join(lines)
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Settings by dotted name, as params."""
+    found: dict[str, str] = {}
+    for name, entry in value.items():
+        if isinstance(entry, Mapping):
+            found.update(flat(entry, f"{prefix}{name}."))
+        elif entry is not None:
+            found[key(prefix + str(name))] = str(entry)[:500]
+    return found
+
+
+def key(name: str) -> str:
+    """A metric or param name that MLflow takes."""
+    return re.sub(r"[^\w.\-/ ]", "_", name)[:250]
