@@ -386,7 +386,7 @@ class Execution:
             result=result.to_json() if result else None,
             cost=cost,
             duration_s=duration,
-            error=str(error) if error else "",
+            error=self.masker.mask(str(error)) if error else "",
         )
         self.folder.write_state(done)
         if error is not None:
