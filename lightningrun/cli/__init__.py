@@ -103,7 +103,10 @@ def _color() -> bool | None:
 
 
 def _print_error(*lines: str) -> None:
-    for line in lines:
+    from lightningrun.secrets import Masker
+
+    mask = Masker.from_environ(os.environ).mask
+    for line in map(mask, lines):
         label = click.style("error:", fg="red", bold=True)
         try:
             click.echo(f"{label} {line}", err=True, color=_color())
@@ -125,13 +128,12 @@ def _report_bug(error: Exception) -> int:
 
     from lightningrun.secrets import Masker
 
-    masker = Masker.from_environ(os.environ, ())
-    text = masker.mask("".join(traceback.format_exception(type(error), error, error.__traceback__)))
-    command = masker.mask(" ".join(sys.argv))
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    facts = f"lightningrun {__version__}, Python {sys.version}\n{' '.join(sys.argv)}\n\n{text}"
     with tempfile.NamedTemporaryFile("w", prefix="lightningrun-bug-", suffix=".txt", delete=False) as report:
-        report.write(f"lightningrun {__version__}, Python {sys.version}\n{command}\n\n{text}")
+        report.write(Masker.from_environ(os.environ).mask(facts))
     _print_error(
-        f"a bug in lightningrun: {masker.mask(f'{type(error).__name__}: {error}')[:500]}",
+        f"a bug in lightningrun: {type(error).__name__}: {error}"[:500],
         f"the traceback is in {report.name}; please report it with that file",
     )
     return ExitCode.BUG

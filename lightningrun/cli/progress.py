@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from lightningrun.cli.formats import count, duration, headline, merged, number, spent, usd
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 Event = dict[str, Any]
+Mask = Callable[[str], str]
 
 FIRST_PAUSE_S = 5.0
 """Seconds between the first two progress lines of a stage in plain output; each later pause is half as long again,
@@ -102,9 +103,12 @@ def done_of_total(event: Event) -> str:
 class JsonView:
     """Each event as one line of JSON on standard output. A reader that goes away does not stop the run."""
 
+    def __init__(self, mask: Mask) -> None:
+        self._mask = mask
+
     def __call__(self, event: Event) -> None:
         try:
-            print(json.dumps(event, ensure_ascii=False, default=str), flush=True)
+            print(self._mask(json.dumps(event, ensure_ascii=False, default=str)), flush=True)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -115,9 +119,12 @@ class JsonView:
 class QuietView:
     """Warnings and failures only."""
 
+    def __init__(self, mask: Mask) -> None:
+        self._mask = mask
+
     def __call__(self, event: Event) -> None:
         if event["kind"] == "log" and event.get("level") in ("warning", "error"):
-            print(f"{event['level']}: {event.get('message', '')}", file=sys.stderr)
+            print(self._mask(f"{event['level']}: {event.get('message', '')}"), file=sys.stderr)
 
     def close(self) -> None:
         pass
@@ -126,7 +133,8 @@ class QuietView:
 class PlainView:
     """Lines on standard error, for logs and pipes."""
 
-    def __init__(self, verbose: bool) -> None:
+    def __init__(self, mask: Mask, verbose: bool) -> None:
+        self._mask = mask
         self._verbose = verbose
         self._pause_s = FIRST_PAUSE_S
         self._next = 0.0
@@ -144,7 +152,7 @@ class PlainView:
 
     def _print(self, line: str) -> None:
         try:
-            print(line, file=sys.stderr, flush=True)
+            print(self._mask(line), file=sys.stderr, flush=True)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
@@ -155,11 +163,12 @@ class PlainView:
 class LiveView:
     """Two lines that are redrawn in place on standard error, with the lines of `describe` scrolling above them."""
 
-    def __init__(self, verbose: bool) -> None:
+    def __init__(self, mask: Mask, verbose: bool) -> None:
         from rich.console import Console
         from rich.live import Live
         from rich.spinner import Spinner
 
+        self._mask = mask
         self._verbose = verbose
         self._stages = 0
         self._title = "starting"
@@ -181,7 +190,7 @@ class LiveView:
         elif kind in ("stage_finished", "run_finished"):
             self._title, self._event = "saving" if kind == "stage_finished" else "MLflow is catching up", {}
         for style, line in describe(event, self._verbose):
-            self._console.print(line, style=style or None, markup=False)
+            self._console.print(self._mask(line), style=style or None, markup=False)
 
     def _draw(self) -> RenderableType:
         from rich.console import Group
@@ -211,10 +220,11 @@ class LiveView:
 View = JsonView | QuietView | PlainView | LiveView
 
 
-def choose(as_json: bool, quiet: bool, verbose: bool) -> View:
-    """The view that fits the options and the terminal."""
+def choose(mask: Mask, as_json: bool, quiet: bool, verbose: bool) -> View:
+    """The view that fits the options and the terminal. ``mask`` takes secrets out of what it shows."""
     if as_json:
-        return JsonView()
+        return JsonView(mask)
     if quiet:
-        return QuietView()
-    return LiveView(verbose) if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else PlainView(verbose)
+        return QuietView(mask)
+    live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    return LiveView(mask, verbose) if live else PlainView(mask, verbose)

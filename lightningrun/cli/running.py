@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -63,7 +64,8 @@ def run(
 
         return describing.show_plan(experiment.plan(**chosen), as_json=as_json)
     execute = partial(experiment.run, name=name, keep_going=keep_going, **chosen)
-    return _follow(execute, experiment.runs_dir, as_json, quiet, verbose)
+    keys = [model.api_key_env for model in experiment.recipe.models.values()]
+    return _follow(execute, keys, experiment.runs_dir, as_json, quiet, verbose)
 
 
 @click.command("resume", short_help="Go on with an interrupted run.")
@@ -78,19 +80,32 @@ def resume(run: str, overrides: Sequence[str], runs_dir: str, as_json: bool, qui
     if "=" in run:
         run, overrides = "latest", [run, *overrides]
     folder = options.find_run(run, runs_dir)
+    import yaml
+
     from lightningrun import runner
 
-    return _follow(partial(runner.resume, folder, overrides), folder.parent, as_json, quiet, verbose)
+    frozen = yaml.safe_load((folder / "resolved.yaml").read_text("utf-8"))
+    keys = [model.get("api_key_env") for model in frozen["models"].values()]
+    return _follow(partial(runner.resume, folder, overrides), keys, folder.parent, as_json, quiet, verbose)
 
 
-def _follow(execute: Callable[..., RunResult], runs_dir: Path, as_json: bool, quiet: bool, verbose: bool) -> int:
-    """Execute with the fitting view, then print how it ended; the exit code.
+def _follow(
+    execute: Callable[..., RunResult],
+    keys: Sequence[str | None],
+    runs_dir: Path,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> int:
+    """Execute with the fitting view, then print how it ended; the exit code. ``keys`` name secrets.
 
     Ctrl-C after the run's last event only ends the wait for MLflow: the run itself is complete.
     """
     from lightningrun.cli import progress
+    from lightningrun.secrets import Masker
 
-    view, seen = progress.choose(as_json, quiet, verbose), dict[str, Any]()
+    mask = Masker.from_environ(os.environ, filter(None, keys)).mask
+    view, seen = progress.choose(mask, as_json, quiet, verbose), dict[str, Any]()
     mirror: MirrorState | None = None
 
     def remember(event: dict[str, Any]) -> None:
@@ -99,7 +114,7 @@ def _follow(execute: Callable[..., RunResult], runs_dir: Path, as_json: bool, qu
 
     try:
         result = execute(observers=[view, remember])
-        seen |= {"run": result.run_dir.name, "exit_code": result.exit_code, "error": str(result.error or "")}
+        seen |= {"run": result.run_dir.name, "exit_code": result.exit_code, "error": mask(str(result.error or ""))}
         mirror = result.mirror
     except KeyboardInterrupt:
         if seen.get("kind") != "run_finished":

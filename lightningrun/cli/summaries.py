@@ -239,7 +239,7 @@ def mirror_lines(state: MirrorState) -> list[str]:
     from lightningrun.tracking.store import page
 
     have = state.note.removeprefix("MLflow: ") or f"{state.stored:,} of {state.emitted:,} events stored"
-    where = f" in {state.uri}" if state.uri and state.uri not in have else ""
+    where = f" ({state.uri})" if state.uri and state.uri not in have else ""
     link = state.deep_link or f"http://127.0.0.1:{UI_PORT}{page(state.experiment_id)}  (while `lightningrun ui` runs)"
     return [have + where] * bool(state.uri or state.note) + [link] * bool(state.experiment_id)
 

@@ -210,3 +210,17 @@ def test_the_sql_agent_template_runs_at_once(cli: Cli, tmp_path: Path) -> None:
     done = cli("recipes/sql_agent.yaml", FAST, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "confirmed (95%, paired)" in done.stdout
+
+
+@pytest.mark.parametrize("options", [("--json",), ("-v",), ("-q",)], ids=str)
+def test_a_key_in_a_failure_reaches_neither_screen_nor_disk(cli: Cli, task: Path, options: tuple[str, ...]) -> None:
+    leaking = "import os\n\ndef student(request):\n    raise RuntimeError(os.environ['MY_MODEL'])\n"
+    (task / "tasks/my_task/leaking.py").write_text(leaking, "utf-8")
+    overrides = ["models.policy.name=tasks/my_task/leaking.py:student", "models.policy.api_key_env=MY_MODEL"]
+    overrides += ["models.policy.retries=0", FAST]
+    done = cli(RECIPE, *overrides, "--only", "baseline", *options, cwd=task, MY_MODEL="canary-0123456789")
+    assert done.returncode == 3 and "RuntimeError" in done.stderr
+    again = cli("resume", *options, cwd=task, MY_MODEL="canary-0123456789")
+    texts = [done.stdout, done.stderr, again.stdout, again.stderr]
+    texts += [path.read_text("utf-8", "replace") for path in (task / "runs").rglob("*") if path.is_file()]
+    assert len(texts) > 6 and not [text for text in texts if "canary" in text]
