@@ -13,7 +13,6 @@ import difflib
 import json
 import os
 import shlex
-import shutil
 import signal
 import sys
 import threading
@@ -23,22 +22,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightningrun import provenance, runfolder
-from lightningrun.errors import (
-    DiskFull,
-    ExitCode,
-    GateNotMet,
-    Interrupted,
-    LightningError,
-)
-from lightningrun.files import RunLock, commit_folder, digest, disk_errors, verify_folder, write_atomic
-from lightningrun.planning import Action, Known, Planner, Selection, StagePlan
+from lightningrun.errors import DiskFull, ExitCode, GateNotMet, Interrupted, LightningError, StageFailed
+from lightningrun.files import RunLock, write_atomic
+from lightningrun.planning import Action, Known, Selection, StagePlan
 from lightningrun.prepared import Prepared
-from lightningrun.recipe import LoadedRecipe
-from lightningrun.runfolder import RunFolder, StageState
+from lightningrun.recipe import LoadedRecipe, StageConfig
+from lightningrun.runfolder import RunFolder
 from lightningrun.secrets import Masker
-from lightningrun.stages.base import StageContext
+from lightningrun.staging import StageRunner
 from lightningrun.tracking.journal import Observer, RunJournal
-from lightningrun.types import Rollout, StageResult
+from lightningrun.types import StageResult
 
 if TYPE_CHECKING:
     from lightningrun.plant import Plant
@@ -95,17 +88,8 @@ class Execution:
         if source.is_file():
             write_atomic(folder.recipe, mask(source.read_text("utf-8")))
         write_atomic(folder.resolved, mask(experiment.loaded.to_yaml()))
-        git = provenance.git(experiment.root)
-        if git.get("dirty"):
-            write_atomic(folder.path / "dirty.patch", mask(provenance.dirty_patch(experiment.root)))
-        data = {name: split.digest for name, split in experiment.data.splits.items()}
-        options = {
-            "start": self.selection.start,
-            "until": self.selection.until,
-            "force": sorted(self.selection.force),
-            "no_cache": self.selection.no_cache,
-            "keep_going": self.keep_going,
-        }
+        if patch := provenance.dirty_patch(experiment.root):
+            write_atomic(folder.path / "dirty.patch", mask(patch))
         lock = {
             "run": folder.id,
             "recipe": str(source),
@@ -113,12 +97,10 @@ class Execution:
             "overrides": list(experiment.loaded.overrides),
             "argv": shlex.join(sys.argv),
             "cwd": str(experiment.root),
-            "options": options,
+            "options": {**self.selection.to_json(), "keep_going": self.keep_going},
             "seed": self.recipe.seed,
-            "data": data,
-            "git": git,
-            "python": provenance.python_version(),
-            "packages": provenance.packages(),
+            "data": {name: split.digest for name, split in experiment.data.splits.items()},
+            **provenance.describe(experiment.root),
         }
         write_atomic(folder.lock, mask(json.dumps(lock, indent=1, ensure_ascii=False)))
         runfolder.point_latest(experiment.runs_dir, folder)
@@ -135,7 +117,7 @@ class Execution:
         journal = RunJournal(self.folder.journal, self.observers, self.masker.mask)
         began = time.monotonic()
         mirror: Mirror | None = None
-        status, error = "succeeded", None
+        error: LightningError | None = StageFailed("ended by a bug of lightningrun")
         results: dict[str, StageResult] = {}
         try:
             self._announce(journal)
@@ -148,15 +130,10 @@ class Execution:
             error = raised
         except asyncio.CancelledError:
             error = Interrupted("interrupted", hint=f"go on with: lightningrun resume {self.folder.id}")
-        except OSError as raised:
-            error = DiskFull(str(raised)) if raised.errno == 28 else None
-            if error is None:
-                raise
         finally:
-            mirror_state = self._end(journal, mirror, began, results, status, error)
-        status = _status(error)
+            mirror_state = self._end(journal, mirror, began, results, error)
         code = int(error.exit_code) if error is not None else int(ExitCode.OK)
-        return RunResult(self.folder.path, status, code, error, results, mirror_state)
+        return RunResult(self.folder.path, _status(error), code, error, results, mirror_state)
 
     def _announce(self, journal: RunJournal) -> None:
         if journal.damaged is not None:
@@ -185,7 +162,6 @@ class Execution:
         mirror: Mirror | None,
         began: float,
         results: Mapping[str, StageResult],
-        status: str,
         error: LightningError | None,
     ) -> MirrorState | None:
         """Write the last event and the report; never raises."""
@@ -226,229 +202,47 @@ class Execution:
             environ=self.experiment.environ,
         )
 
-    # ------------------------------------------------------------------ stages
-
     async def _stages(self, journal: RunJournal, results: dict[str, StageResult]) -> LightningError | None:
+        """Every stage in order; returns the first error if the user asked to keep going past it."""
         planner = self.experiment.planner(self.selection)
+        runner = StageRunner(self.experiment, self.folder, journal, self.masker)
         known: dict[str, Known] = {}
         first_error: LightningError | None = None
         broken: set[str] = set()
-        plant: Plant | None = None
-        try:
+        async with contextlib.AsyncExitStack() as stack:
+            plant: Plant | None = None
             for stage in self.recipe.stages:
-                plan = planner.decide(stage, known)
-                needs = {i.stage for i in plan.inputs.values()} | {s for _, s in self._config(stage).references()}
-                if broken & needs:
-                    plan = dataclasses.replace(
-                        plan, action=Action.SKIPPED, reason=f"{', '.join(sorted(broken & needs))} failed"
-                    )
-                reused = self._reusable(plan, planner)
+                plan = _unless_broken(planner.decide(stage, known), broken, self.recipe.stages[stage])
+                found = runner.finished(plan, planner)
                 if plan.action is Action.SKIPPED:
-                    self._skip(journal, plan)
+                    runner.skip(plan)
                     known[stage] = Known(plan)
                     continue
-                if reused is not None:
-                    result = self._reuse(journal, plan, *reused)
-                else:
-                    if plant is None:
-                        plant = await self._start_plant(journal)
-                    try:
-                        result = await self._run_stage(journal, plant, plan, known)
-                    except LightningError as error:
-                        if not self.keep_going or isinstance(error, (Interrupted, DiskFull)):
-                            raise
-                        first_error = first_error or error
-                        broken.add(stage)
-                        kept = getattr(error, "result", None)
-                        known[stage] = Known(plan, kept)
-                        continue
+                try:
+                    if found is not None:
+                        result = runner.reuse(plan, found)
+                    else:
+                        if plant is None:
+                            plant = await self._start_plant(journal)
+                            stack.push_async_callback(_shielded, plant)
+                        result = await runner.run(plan, plant, known)
+                    if not self.selection.no_cache and plan.action is not Action.CACHED:
+                        runner.share(plan, result, replace=self.selection.forced(stage))
+                except LightningError as error:
+                    if not self.keep_going or isinstance(error, (Interrupted, DiskFull)):
+                        raise
+                    first_error = first_error or error
+                    broken.add(stage)
+                    known[stage] = Known(plan, error.result if isinstance(error, GateNotMet) else None)
+                    continue
                 results[stage] = result
                 known[stage] = Known(plan, result)
-        finally:
-            if plant is not None:
-                await asyncio.shield(plant.close())
         return first_error
-
-    def _config(self, stage: str) -> Any:
-        return self.recipe.stages[stage]
-
-    def _reusable(self, plan: StagePlan, planner: Planner) -> tuple[StageResult, Path, str] | None:
-        """A result for the plan's key that verifies: this run's own (when resumed), else the cache's."""
-        own = self.folder.read_state(plan.id) if self.resumed else None
-        if own is not None and own.done and own.key == plan.key and plan.action is not Action.SKIPPED:
-            if verify_folder(self.folder.outputs(plan.id)) is not None:
-                return own.stage_result(), self.folder.outputs(plan.id), "finished before in this run"
-            self._set_aside(plan.id)
-        if plan.action is Action.CACHED:
-            result = planner.cached_result(plan)
-            if result is not None:
-                return result, self.experiment.runs_dir / "cache" / plan.key, plan.reason
-        return None
-
-    def _set_aside(self, stage: str) -> None:
-        from lightningrun.files import set_aside
-
-        outputs = self.folder.outputs(stage)
-        if outputs.exists():
-            set_aside(outputs)
-
-    def _skip(self, journal: RunJournal, plan: StagePlan) -> None:
-        journal.emit("stage_skipped", stage=plan.id, type=plan.type, ordinal=plan.ordinal, reason=plan.reason)
-        self.folder.write_state(StageState(plan.id, plan.type, plan.ordinal, "skipped", reason=plan.reason))
-
-    def _reuse(
-        self, journal: RunJournal, plan: StagePlan, result: StageResult, found: Path, reason: str
-    ) -> StageResult:
-        outputs = self.folder.outputs(plan.id)
-        if found != outputs and verify_folder(outputs) is None:
-            self._set_aside(plan.id)
-            _copy_folder(found, outputs)
-        before = self.folder.read_state(plan.id)
-        if before is not None and before.done and before.key == plan.key:
-            return result
-        journal.emit(
-            "stage_reused",
-            stage=plan.id,
-            type=plan.type,
-            ordinal=plan.ordinal,
-            key=plan.key,
-            reason=reason,
-            metrics=dict(result.metrics),
-            outputs=sorted(result.outputs),
-            cost={},
-        )
-        record = result.to_json()
-        self.folder.write_state(
-            StageState(plan.id, plan.type, plan.ordinal, "reused", plan.key, reason, 1, plan.key_parts, record)
-        )
-        return result
-
-    async def _run_stage(
-        self, journal: RunJournal, plant: Plant, plan: StagePlan, known: Mapping[str, Known]
-    ) -> StageResult:
-        before = self.folder.read_state(plan.id)
-        attempt = before.attempt + 1 if before is not None and before.status in ("running", "failed") else 1
-        state = StageState(plan.id, plan.type, plan.ordinal, "running", plan.key, plan.reason, attempt, plan.key_parts)
-        self.folder.write_state(state)
-        journal.emit(
-            "stage_started",
-            stage=plan.id,
-            type=plan.type,
-            ordinal=plan.ordinal,
-            attempt=attempt,
-            key=plan.key,
-            reason=plan.reason,
-        )
-        began = time.monotonic()
-        building = self.folder.stage(plan.id) / ".outputs"
-        shutil.rmtree(building, ignore_errors=True)
-        with disk_errors(building):
-            building.mkdir(parents=True)
-        error: LightningError | None = None
-        result: StageResult | None = None
-        try:
-            context = self._context(journal, plant, plan, known, building)
-            inputs = {
-                name: entry.outputs[i.output]
-                for name, i in plan.inputs.items()
-                if i.stage and (entry := known[i.stage].result) is not None and i.output in entry.outputs
-            }
-            spec = self.experiment.specs[plan.type]
-            result = await spec.load()(context, inputs)
-        except GateNotMet as raised:
-            error, result = raised, getattr(raised, "result", None)
-        except LightningError as raised:
-            error = raised
-        except asyncio.CancelledError:
-            if not self._interrupts:
-                raise
-            error = Interrupted("interrupted", hint=f"go on with: lightningrun resume {self.folder.id}")
-        finally:
-            cost = plant.cost(plan.id)
-        if result is not None:
-            self._commit(plan, building, result)
-        status = "succeeded" if error is None else "failed"
-        duration = round(time.monotonic() - began, 3)
-        journal.emit(
-            "stage_finished",
-            stage=plan.id,
-            status=status,
-            metrics=dict(result.metrics) if result else {},
-            outputs=sorted(result.outputs) if result else [],
-            cost=cost,
-            duration_s=duration,
-            error=str(error) if error else "",
-        )
-        journal.sync()
-        done = dataclasses.replace(
-            state,
-            status=status,
-            result=result.to_json() if result else None,
-            cost=cost,
-            duration_s=duration,
-            error=self.masker.mask(str(error)) if error else "",
-        )
-        self.folder.write_state(done)
-        if error is not None:
-            raise error
-        assert result is not None
-        if not self.selection.no_cache:
-            self._share(plan, result)
-        return result
-
-    def _context(
-        self, journal: RunJournal, plant: Plant, plan: StagePlan, known: Mapping[str, Known], building: Path
-    ) -> StageContext:
-        source = plan.inputs.get("prompts")
-        prompts: Mapping[str, str] = {name: p.text or "" for name, p in self.recipe.agent.prompts.items()}
-        if source is not None and source.stage and (given := known[source.stage].result) is not None:
-            prompts = {**prompts, **given.outputs[source.output].value}
-        referenced = {stage for _, stage in self._config(plan.id).references()}
-        seed = int(digest([self.recipe.seed, plan.id])[:12], 16)
-        engine = plant.engine(plan.id, _memo(journal, plan))
-        return StageContext(
-            stage=plan.id,
-            config=self._config(plan.id),
-            recipe=self.recipe,
-            seed=seed,
-            data=self.experiment.data,
-            prompts=prompts,
-            journal=journal,
-            engine=engine,
-            service=plant.service,
-            outputs=building,
-            results={s: r for s in referenced if (r := known[s].result) is not None},
-            references={s: self.folder.outputs(s) for s in referenced},
-        )
-
-    def _commit(self, plan: StagePlan, building: Path, result: StageResult) -> None:
-        outputs = self.folder.outputs(plan.id)
-        self._set_aside(plan.id)
-        commit_folder(building, outputs, {"key": plan.key, "stage": plan.id, "result": result.to_json()})
-
-    def _share(self, plan: StagePlan, result: StageResult) -> None:
-        """Put a copy of the outputs under the stage's key, for later runs."""
-        cache = self.experiment.runs_dir / "cache"
-        target = cache / plan.key
-        if self.selection.forced(plan.id) and target.exists():
-            shutil.rmtree(target, ignore_errors=True)
-        if target.exists() and verify_folder(target) is not None:
-            return
-        with disk_errors(cache):
-            cache.mkdir(parents=True, exist_ok=True)
-        building = cache / f".{plan.key}.{os.getpid()}"
-        shutil.rmtree(building, ignore_errors=True)
-        _copy_folder(self.folder.outputs(plan.id), building)
-        commit_folder(
-            building, target, {"key": plan.key, "stage": plan.id, "run": self.folder.id, "result": result.to_json()}
-        )
 
     async def _start_plant(self, journal: RunJournal) -> Plant:
         from lightningrun.plant import Plant
 
         return await Plant.start(self.experiment, self.folder, journal, self.masker.mask)
-
-    # ------------------------------------------------------------------ Ctrl-C
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
@@ -480,35 +274,17 @@ def _status(error: LightningError | None) -> str:
     return "interrupted" if isinstance(error, Interrupted) else "failed"
 
 
-def _memo(journal: RunJournal, plan: StagePlan) -> dict[str, Rollout]:
-    """Rollouts of this stage, under this very key, that a killed attempt finished."""
-    memo: dict[str, Rollout] = {}
-    current = ""
-    for event in journal.events():
-        if event["stage"] != plan.id:
-            continue
-        if event["kind"] == "stage_started":
-            current = event["key"]
-        elif event["kind"] == "rollout" and current == plan.key:
-            rollout = Rollout.from_json(event["rollout"])
-            memo[rollout.key] = rollout
-    return memo
+def _unless_broken(plan: StagePlan, broken: set[str], config: StageConfig) -> StagePlan:
+    """Skip a stage that needs one that failed."""
+    needs = {source.stage for source in plan.inputs.values()} | {stage for _, stage in config.references()}
+    if not broken & needs:
+        return plan
+    return dataclasses.replace(plan, action=Action.SKIPPED, reason=f"{', '.join(sorted(broken & needs))} failed")
 
 
-def _copy_folder(source: Path, target: Path) -> None:
-    """Copy a committed folder, large files by hard link where the file system allows it."""
-    with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(source, target, copy_function=_link_or_copy)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    """Link what is large; copy what a person may edit in place."""
-    if os.path.getsize(source) > 1 << 20:
-        with contextlib.suppress(OSError):
-            os.link(source, target)
-            return
-    shutil.copy2(source, target)
+async def _shielded(plant: Plant) -> None:
+    """Close the plant even while the run is being cancelled."""
+    await asyncio.shield(plant.close())
 
 
 def _run_in_own_loop(main: Any) -> RunResult:

@@ -123,6 +123,15 @@ class Selection:
     def forced(self, stage: str) -> bool:
         return "*" in self.force or stage in self.force
 
+    def to_json(self) -> dict[str, Json]:
+        return {"start": self.start, "until": self.until, "force": sorted(self.force), "no_cache": self.no_cache}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Json]) -> Selection:
+        return cls(
+            record.get("start"), record.get("until"), frozenset(record.get("force", ())), record.get("no_cache", False)
+        )
+
 
 @dataclass(slots=True)
 class Known:

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 _PACKAGES = (
     "lightningrun", "omegaconf", "pydantic", "openai", "litellm", "mlflow", "aiohttp", "click", "torch", "verl", "vllm",
 )  # fmt: skip
 
 
-def packages() -> dict[str, str]:
-    """Versions of the packages that matter, of those installed."""
-    found: dict[str, str] = {}
+def describe(root: Path) -> dict[str, Any]:
+    """``git`` (commit, dirty), ``python`` and ``packages`` (versions of those that matter, of those installed)."""
+    packages: dict[str, str] = {}
     for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def python_version() -> str:
-    return ".".join(map(str, sys.version_info[:3]))
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            packages[name] = importlib.metadata.version(name)
+    return {"git": git(root), "python": ".".join(map(str, sys.version_info[:3])), "packages": packages}
 
 
 def git(root: Path) -> dict[str, str | bool]:
@@ -39,7 +35,7 @@ def git(root: Path) -> dict[str, str | bool]:
 
 
 def dirty_patch(root: Path, limit: int = 1 << 20) -> str:
-    """``git diff HEAD`` of the checkout, cut at ``limit`` characters."""
+    """``git diff HEAD`` of the checkout (empty when clean), cut at ``limit`` characters."""
     return _git(root, "diff", "HEAD")[:limit]
 
 

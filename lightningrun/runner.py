@@ -94,9 +94,7 @@ def resume(
     changes = frozen_changes(text, frozen) if overrides else []
     experiment = Prepared(frozen, specs, folder.path.parent, root, environ)
     options = lock.get("options", {})
-    chosen = Selection(
-        options.get("start"), options.get("until"), frozenset(options.get("force", ())), options.get("no_cache", False)
-    )
+    chosen = Selection.from_json(options)
     warnings = experiment.check()
     execution = Execution(experiment, folder, chosen, options.get("keep_going", False), tuple(observers), warnings)
     execution.resumed = True
