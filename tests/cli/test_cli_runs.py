@@ -224,3 +224,24 @@ def test_a_key_in_a_failure_reaches_neither_screen_nor_disk(cli: Cli, task: Path
     texts = [done.stdout, done.stderr, again.stdout, again.stderr]
     texts += [path.read_text("utf-8", "replace") for path in (task / "runs").rglob("*") if path.is_file()]
     assert len(texts) > 6 and not [text for text in texts if "canary" in text]
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_sweep_and_its_members_can_be_resumed(cli: Cli, task: Path) -> None:
+    slow = (task / "tasks/my_task/simulated.py").read_text("utf-8")
+    slow = slow.replace(
+        "def student(request: dict) -> str:\n", "def student(request: dict) -> str:\n    time.sleep(0.4)\n"
+    )
+    (task / "tasks/my_task/simulated.py").write_text(f"import time\n{slow}", "utf-8")
+    arguments = (RECIPE, FAST, "execution.workers=1", "--only", "baseline", "--sweep", "seed=1,2,3", "-j", "2")
+    child = subprocess.Popen(command(*arguments), cwd=task, env=environment(), stderr=subprocess.PIPE, text=True)
+    journals: list[Path] = []
+    while len(journals) < 2 or not all('"kind":"rollout"' in path.read_text("utf-8") for path in journals):
+        assert child.poll() is None
+        journals = list((task / "runs").glob("2*/journal.jsonl"))
+    child.send_signal(signal.SIGINT)
+    _, stderr = child.communicate(timeout=30)
+    assert child.returncode == 130 and "the sweep was interrupted" in stderr
+    listed = json.loads(cli("runs", "--json", cwd=task).stdout)
+    assert [run["status"] for run in listed] == ["interrupted", "interrupted"], "the third never began"
+    assert cli("resume", listed[0]["run"], cwd=task).returncode == 0
