@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from lightningrun.models.service import ModelService
     from lightningrun.recipe.model import Recipe, StageConfig
     from lightningrun.rollouts.engine import RolloutEngine
-
     from lightningrun.tracking.journal import RunJournal
 
 
