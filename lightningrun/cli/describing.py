@@ -92,7 +92,9 @@ def _show_totals(planned: Plan) -> None:
     known = sum(cost for cost in costs if cost is not None)
     cost = usd(known) + (" and more (some prices are unknown)" if None in costs else "")
     rollouts = plural(sum(stage.forecast.rollouts for stage in todo), "rollout")
-    click.echo(f"\nto run: {plural(len(todo), 'stage')}; at most {rollouts}, {plural(calls, 'LLM call')}, {cost}")
+    click.echo(
+        f"\nto run: {plural(len(todo), 'stage')}; at most {rollouts}, {plural(calls, 'LLM call')}, {cost} (at one call a rollout)"
+    )
 
 
 @click.command("check", short_help="Validate recipes; run nothing.")

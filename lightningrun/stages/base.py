@@ -29,7 +29,7 @@ class Forecast:
 
     rollouts: int = 0
     calls: Mapping[str, int] = field(default_factory=dict)
-    """Role -> LLM calls."""
+    """Role -> LLM calls, at one call a rollout: nobody knows how many an agent makes."""
     warnings: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
     """What makes the stage pointless or impossible (a budget too small to do anything): refused at plan time."""

@@ -117,7 +117,8 @@ def test_budget_reached_is_exit_6_and_never_overshot(tmp_path: Path) -> None:
 def test_keep_going_runs_what_does_not_need_the_failed_stage(tmp_path: Path) -> None:
     recipe = RECIPE.replace(
         "  baseline: {type: evaluate, split: test}\n",
-        "  strict: {type: evaluate, split: train, gate: {min: {reward: 1.0}}}\n  baseline: {type: evaluate, split: test}\n",
+        "  strict: {type: evaluate, split: train, gate: {min: {reward: 1.0}}}\n"
+        "  baseline: {type: evaluate, split: test}\n",
     )
     root = make_project(tmp_path / "p", recipe=recipe)
     assert lightningrun(root, "recipe.yaml", "--until", "baseline").returncode == 4

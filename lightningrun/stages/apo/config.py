@@ -178,7 +178,6 @@ def forecast(config: ApoConfig, recipe: Recipe, rows: Mapping[str, int]) -> Fore
     calls = {"policy": limit, config.coach: limit if coach_calls is None else coach_calls}
     if config.coach == "policy":
         calls = {"policy": limit + (limit if coach_calls is None else coach_calls)}
-    warnings.append("calls assume one LLM call a rollout: an agent that makes n calls needs n times as many")
     return Forecast(rollouts=limit, calls=calls, warnings=tuple(warnings), errors=tuple(errors))
 
 

@@ -64,7 +64,6 @@ def forecast(config: EvaluateConfig, recipe: Recipe, rows: Mapping[str, int]) ->
     return Forecast(
         rollouts=count,
         calls={"policy": count},
-        warnings=("calls assume one LLM call a rollout: an agent that makes n calls needs n times as many",),
         errors=tuple(errors),
     )
 
