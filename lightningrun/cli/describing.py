@@ -93,7 +93,7 @@ def _show_totals(planned: Plan) -> None:
     cost = usd(known) + (" and more (some prices are unknown)" if None in costs else "")
     rollouts = plural(sum(stage.forecast.rollouts for stage in todo), "rollout")
     click.echo(
-        f"\nto run: {plural(len(todo), 'stage')}; at most {rollouts}, {plural(calls, 'LLM call')}, {cost} (at one call a rollout)"
+        f"\nto run: {plural(len(todo), 'stage')}; at most {rollouts}, {plural(calls, 'LLM call')} (one a rollout), {cost}"
     )
 
 

@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from lightningrun.files import read_journal
 from tests.run.project import command, environment, lightningrun, make_project, show
 
+REPOSITORY = Path(__file__).parents[2]
 WORKERS = 4
 SLOW = ("models.policy.args.delay_s=0.02",)
 
@@ -192,3 +194,39 @@ def test_eight_runs_at_once_all_end_well(tmp_path: Path) -> None:
     running = [start(root, "recipe.yaml", f"seed={n}") for n in range(8)]
     assert [process.wait(timeout=100) for process in running] == [0] * 8
     assert len([p for p in (root / "runs").iterdir() if (p / "lock.json").exists() and not p.is_symlink()]) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_the_demo_killed_at_twenty_random_moments(tmp_path: Path) -> None:
+    """`recipes/sql_agent.yaml` itself, MLflow included: same prompt and scores, and no answered call asked again."""
+    recipe = ("recipes/sql_agent.yaml", "--runs-dir")
+
+    def final(runs: Path) -> dict[str, Any]:
+        done = lightningrun(REPOSITORY, "show", "latest", "--json", "--runs-dir", str(runs))
+        shown = json.loads(done.stdout)
+        prompt = lightningrun(REPOSITORY, "prompt", "latest", "--runs-dir", str(runs)).stdout
+        return {"prompt": prompt, "stages": {name: stage["metrics"] for name, stage in shown["stages"].items()}}
+
+    calm = tmp_path / "calm"
+    began = time.monotonic()
+    assert lightningrun(REPOSITORY, *recipe, str(calm)).returncode == 0
+    usual_s = time.monotonic() - began
+    expected = final(calm)
+    assert expected["stages"]["final"]["reward"] > expected["stages"]["baseline"]["reward"] + 0.2
+    rng = random.Random(int(os.environ.get("KILL_SEED", "3")))
+    for moment in range(20):
+        runs = tmp_path / f"runs-{moment}"
+        process = start(REPOSITORY, *recipe, str(runs))
+        wait_for(lambda: (runs / "latest").exists())  # noqa: B023
+        time.sleep(rng.uniform(0, usual_s))
+        process.kill()
+        process.wait()
+        done = lightningrun(REPOSITORY, "resume", "--runs-dir", str(runs))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert final(runs) == expected
+        answered: collections.Counter[str] = collections.Counter()
+        for _, call in read_journal(runs / "latest" / "calls.jsonl"):
+            if call["response"] is not None and not call["cached"]:
+                answered[call["cache_key"]] += 1
+        assert set(answered.values()) == {1}
