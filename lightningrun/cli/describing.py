@@ -92,9 +92,8 @@ def _show_totals(planned: Plan) -> None:
     known = sum(cost for cost in costs if cost is not None)
     cost = usd(known) + (" and more (some prices are unknown)" if None in costs else "")
     rollouts = plural(sum(stage.forecast.rollouts for stage in todo), "rollout")
-    click.echo(
-        f"\nto run: {plural(len(todo), 'stage')}; at most {rollouts}, {plural(calls, 'LLM call')} (one a rollout), {cost}"
-    )
+    most = f"{rollouts}, {plural(calls, 'LLM call')} (at one a rollout), {cost}"
+    click.echo(f"\nto run: {plural(len(todo), 'stage')}; at most {most}")
 
 
 @click.command("check", short_help="Validate recipes; run nothing.")
