@@ -1,6 +1,6 @@
 """The JSON Schema of recipes, for editors: completion, descriptions and red lines while a recipe is written.
 
-    python -m lightningrun.recipe.schema -o lightningrun.schema.json
+    lightningrun schema -o lightningrun.schema.json
 
 It is looser than the loader in two ways, because an editor sees one file before composition: no key is required (a
 recipe may extend another that has it), and ``${...}`` may stand wherever a value does.
@@ -8,23 +8,18 @@ recipe may extend another that has it), and ``${...}`` may stand wherever a valu
 
 from __future__ import annotations
 
-import argparse
 import ast
-import importlib
 import inspect
 import itertools
-import json
-import sys
 import textwrap
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from lightningrun.recipe.checks import StageType
-from lightningrun.recipe.model import Recipe
+from lightningrun.recipe.model import Config, Recipe
 
 INTERPOLATION = {"type": "string", "pattern": r"\$\{.+\}"}
 
@@ -34,10 +29,10 @@ def json_schema(specs: Mapping[str, StageType]) -> dict[str, Any]:
     models: list[type[BaseModel]] = [Recipe, *(spec.config for spec in specs.values())]
     references, whole = models_json_schema([(model, "validation") for model in models], title="lightningrun recipe")
     definitions = whole["$defs"]
-    described = {model.__name__: _descriptions(model) for model in _all_models(models)}
+    described = {model.__name__: _descriptions(model) for model in _below(Config)}
     for name, definition in definitions.items():
         _describe(definition, described.get(definition.get("title", name), {}))
-    root = definitions.pop(_name(references[(Recipe, "validation")]))
+    root = definitions.pop(references[(Recipe, "validation")]["$ref"].rsplit("/", 1)[-1])
     stages = {spec.type: references[(spec.config, "validation")] for spec in specs.values()}
     root["properties"]["stages"] = {
         "type": "object",
@@ -51,7 +46,7 @@ def json_schema(specs: Mapping[str, StageType]) -> dict[str, Any]:
         "description": "Recipes to build on, merged left to right; paths relative to this file.",
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
     }
-    _accept_text(definitions.get("PromptConfig"), definitions)
+    definitions["PromptConfig"] = {"anyOf": [{"type": "string"}, definitions["PromptConfig"]]}  # or its bare text
     definitions.pop("StageConfig", None)
     for definition in (root, *definitions.values()):
         _loosen(definition)
@@ -60,16 +55,6 @@ def json_schema(specs: Mapping[str, StageType]) -> dict[str, Any]:
         **root,
         "$defs": dict(sorted(definitions.items())),
     }
-
-
-def _name(reference: Mapping[str, Any]) -> str:
-    return str(reference["$ref"]).rsplit("/", 1)[-1]
-
-
-def _accept_text(prompt: dict[str, Any] | None, definitions: dict[str, Any]) -> None:
-    """A prompt may be written as its bare text."""
-    if prompt is not None:
-        definitions["PromptConfig"] = {"anyOf": [{"type": "string"}, prompt]}
 
 
 def _loosen(schema: Any) -> None:
@@ -99,9 +84,7 @@ def _loosen(schema: Any) -> None:
 
 def _or_interpolation(schema: dict[str, Any]) -> dict[str, Any]:
     """``schema``, or an interpolation where it does not take any text already."""
-    if not schema or (schema.get("type") == "string" and not {"enum", "const", "pattern"} & schema.keys()):
-        return schema
-    if any(_takes_text(branch) for branch in schema.get("anyOf", ())):
+    if not schema or _takes_text(schema) or any(_takes_text(branch) for branch in schema.get("anyOf", ())):
         return schema
     outer: dict[str, Any] = {key: schema.pop(key) for key in ("title", "description", "default") if key in schema}
     branches = schema["anyOf"] if set(schema) == {"anyOf"} else [schema]
@@ -112,16 +95,8 @@ def _takes_text(schema: Mapping[str, Any]) -> bool:
     return schema.get("type") == "string" and not {"enum", "const", "pattern"} & schema.keys()
 
 
-def _all_models(roots: list[type[BaseModel]]) -> list[type[BaseModel]]:
-    found: list[type[BaseModel]] = []
-    queue: list[type[BaseModel]] = list(roots)
-    modules = {inspect.getmodule(root) for root in roots}
-    for module in modules:
-        queue += [m for _, m in inspect.getmembers(module, inspect.isclass) if issubclass(m, BaseModel)]
-    for model in queue:
-        if model not in found:
-            found.append(model)
-    return found
+def _below(model: type[BaseModel]) -> list[type[BaseModel]]:
+    return [model, *(inner for child in model.__subclasses__() for inner in _below(child))]
 
 
 def _describe(definition: dict[str, Any], words: Mapping[str, str]) -> None:
@@ -148,20 +123,3 @@ def _descriptions(model: type[BaseModel]) -> dict[str, str]:
             if isinstance(text, ast.Constant) and isinstance(target, ast.Name):
                 words[target.id] = " ".join(str(text.value).split()).replace("``", "`")
     return words
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Write the schema of all known stage types."""
-    parser = argparse.ArgumentParser(description="Write the JSON Schema of recipes.")
-    parser.add_argument("-o", "--output", type=Path, help="file to write; default: standard output")
-    arguments = parser.parse_args(argv)
-    stages = importlib.import_module("lightningrun.stages")
-    text = json.dumps(json_schema(stages.specs()), indent=2) + "\n"
-    if arguments.output is None:
-        sys.stdout.write(text)
-    else:
-        arguments.output.write_text(text, "utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import yaml
 
@@ -107,7 +107,7 @@ def parse(text: str, file: str, problems: list[Problem]) -> Node:
     loader = None
     try:
         loader = _Loader(text)
-        return _Builder(file, problems).build(loader)
+        return _Builder(loader, file, problems).document()
     except yaml.MarkedYAMLError as error:
         at = error.problem_mark or error.context_mark
         message = f"not YAML: {error.problem or error.context}"
@@ -130,119 +130,93 @@ def _unreadable(text: str, file: str, error: Exception) -> Problem:
     return Problem(f"not YAML: the character {found.group()!r} is not allowed", file, line, column)
 
 
-class _Open:
-    """A mapping or sequence whose end has not been seen."""
-
-    def __init__(self, mark: Mark, anchor: str | None, mapping: bool) -> None:
-        self.node = Node({} if mapping else [], mark)
-        self.anchor = anchor
-        self.mapping = mapping
-        self.key: Node | None = None
-
-
 class _Builder:
-    """Nodes from events, with an explicit stack: a deep document cannot exhaust the interpreter's."""
+    """Nodes from events. It recurses no deeper than ``MAX_DEPTH``, which is checked on the way down."""
 
-    def __init__(self, file: str, problems: list[Problem]) -> None:
+    def __init__(self, loader: Any, file: str, problems: list[Problem]) -> None:
+        self.loader = loader
         self.file = file
         self.problems = problems
-        self.anchors: dict[str, Node] = {}
-        self.stack: list[_Open] = []
+        self.anchors: dict[str, Node | None] = {}
+        """None for a value whose end has not been seen."""
         self.nodes = 0
-        self.root: Node | None = None
 
-    def build(self, loader: Any) -> Node:
-        while True:
-            event = loader.get_event()
-            mark = Mark(event.start_mark.line + 1, event.start_mark.column + 1)
-            if isinstance(event, yaml.ScalarEvent):
-                self._scalar(event, mark)
-            elif isinstance(event, yaml.CollectionStartEvent):
-                self._start(event, mark)
-            elif isinstance(event, yaml.CollectionEndEvent):
-                self._end()
-            elif isinstance(event, yaml.AliasEvent):
-                self._alias(event.anchor, mark)
-            elif isinstance(event, yaml.DocumentStartEvent) and self.root is not None:
-                self._refuse("a second YAML document", mark, "a recipe is one document: take the '---' out")
-            elif isinstance(event, yaml.StreamEndEvent):
-                return self.root or Node(None, Mark(1, 1))
+    def document(self) -> Node:
+        root = None
+        while not isinstance(event := self.loader.get_event(), yaml.StreamEndEvent):
+            if isinstance(event, yaml.DocumentStartEvent) and root is not None:
+                self._refuse("a second YAML document", _start(event), "a recipe is one document: take the '---' out")
+            if isinstance(event, yaml.NodeEvent):
+                root = self._node(event, 1)
+        return root or Node(None, Mark(1, 1))
 
-    def _refuse(self, message: str, mark: Mark, hint: str = "") -> None:
-        raise Refused(Problem(message, self.file, mark.line, mark.column, hint))
-
-    def _note(self, message: str, mark: Mark, hint: str = "") -> None:
-        self.problems.append(Problem(message, self.file, mark.line, mark.column, hint))
-
-    def _tag(self, tag: str | None, mark: Mark) -> None:
-        if tag is not None:
-            shown = tag.replace("tag:yaml.org,2002:", "!!")[:80]
+    def _node(self, event: Any, level: int, *, is_key: bool = False) -> Node:
+        mark = _start(event)
+        if isinstance(event, yaml.AliasEvent):
+            return self._alias(str(event.anchor), mark, level)
+        self._count(1, mark)
+        if event.tag is not None:
+            shown = event.tag.replace("tag:yaml.org,2002:", "!!")[:80]
             self._note(f"tag '{shown}' is not allowed", mark, "write a plain value; quote it to make it text")
-
-    def _scalar(self, event: Any, mark: Mark) -> None:
-        self._tag(event.tag, mark)
-        plain = not event.style
-        is_key = bool(self.stack) and self.stack[-1].mapping and self.stack[-1].key is None
-        node = Node(event.value if is_key or not plain else core_scalar(event.value), mark)
+        if isinstance(event, yaml.ScalarEvent):
+            node = Node(event.value if is_key or event.style else core_scalar(event.value), mark)
+        else:
+            node = self._collection(event, mark, level)
         if event.anchor is not None:
             self.anchors[event.anchor] = node
-        self._place(node)
+        return node
 
-    def _start(self, event: Any, mark: Mark) -> None:
-        self._tag(event.tag, mark)
-        if len(self.stack) >= MAX_DEPTH:
+    def _collection(self, event: Any, mark: Mark, level: int) -> Node:
+        if level > MAX_DEPTH:
             self._refuse(f"nested deeper than {MAX_DEPTH} levels", mark)
         if event.anchor is not None:
-            self.anchors.pop(event.anchor, None)
-        self.stack.append(_Open(mark, event.anchor, isinstance(event, yaml.MappingStartEvent)))
+            self.anchors[event.anchor] = None
+        mapping = isinstance(event, yaml.MappingStartEvent)
+        node = Node({} if mapping else [], mark)
+        while not isinstance(event := self.loader.get_event(), yaml.CollectionEndEvent):
+            inner = self._node(event, level + 1, is_key=mapping)
+            if mapping:
+                key, inner = inner, self._node(self.loader.get_event(), level + 1)
+                self._put(node.value, key, inner)
+                node.size += key.size
+            else:
+                node.value.append(inner)
+            node.size += inner.size
+            node.depth = max(node.depth, inner.depth + 1)
+        return node
 
-    def _end(self) -> None:
-        done = self.stack.pop()
-        if done.anchor is not None:
-            self.anchors[done.anchor] = done.node
-        self._place(done.node)
-
-    def _alias(self, anchor: str | None, mark: Mark) -> None:
-        target = self.anchors.get(anchor or "")
+    def _alias(self, anchor: str, mark: Mark, level: int) -> Node:
+        target = self.anchors.get(anchor)
         if target is None:
-            if any(frame.anchor == anchor for frame in self.stack):
-                self._refuse(f"'*{anchor}' stands inside itself", mark)
-            self._refuse(f"'*{anchor}' has no '&{anchor}' before it", mark)
-        else:
-            self._place(Node(target.value, mark, target.size, target.depth))
+            inside = anchor in self.anchors
+            self._refuse(
+                f"'*{anchor}' stands inside itself" if inside else f"'*{anchor}' has no '&{anchor}' before it", mark
+            )
+        self._count(target.size, mark)
+        if level + target.depth - 1 > MAX_DEPTH:
+            self._refuse(f"nested deeper than {MAX_DEPTH} levels", mark)
+        return Node(target.value, mark, target.size, target.depth)
 
-    def _place(self, node: Node) -> None:
-        self.nodes += 1
-        if not self.stack:
-            self.root = node
-            return
-        frame = self.stack[-1]
-        if frame.mapping and frame.key is None:
-            frame.key = node
-            return
-        if frame.mapping:
-            assert frame.key is not None
-            self._put(frame, frame.key, node)
-            frame.key = None
-        else:
-            frame.node.value.append(node)
-        self._grow(frame.node, node)
-
-    def _put(self, frame: _Open, key: Node, node: Node) -> None:
+    def _put(self, mapping: dict[str, tuple[Mark, Node]], key: Node, node: Node) -> None:
+        name = str(key.value)
         if isinstance(key.value, (dict, list)) or key.value in (None, ""):
             self._note("a key must be a plain word", key.mark)
-            return
-        name = str(key.value)
-        if name in frame.node.value:
-            first = frame.node.value[name][0]
-            self._note(f"duplicate key '{name}'", key.mark, f"the first is on line {first.line}")
-            return
-        frame.node.value[name] = (key.mark, node)
+        elif name in mapping:
+            self._note(f"duplicate key '{name}'", key.mark, f"the first is on line {mapping[name][0].line}")
+        else:
+            mapping[name] = (key.mark, node)
 
-    def _grow(self, parent: Node, child: Node) -> None:
-        parent.size += child.size + 1
-        parent.depth = max(parent.depth, child.depth + 1)
-        if parent.size > MAX_NODES or self.nodes > MAX_NODES:
-            self._refuse(f"more than {MAX_NODES} values, aliases included", child.mark)
-        if parent.depth > MAX_DEPTH:
-            self._refuse(f"nested deeper than {MAX_DEPTH} levels", child.mark)
+    def _count(self, nodes: int, mark: Mark) -> None:
+        self.nodes += nodes
+        if self.nodes > MAX_NODES:
+            self._refuse(f"more than {MAX_NODES} values, aliases included", mark)
+
+    def _note(self, message: str, mark: Mark, hint: str = "") -> None:
+        self.problems.append(Problem(message, self.file, *mark, hint))
+
+    def _refuse(self, message: str, mark: Mark, hint: str = "") -> NoReturn:
+        raise Refused(Problem(message, self.file, *mark, hint))
+
+
+def _start(event: Any) -> Mark:
+    return Mark(event.start_mark.line + 1, event.start_mark.column + 1)

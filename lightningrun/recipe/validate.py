@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import types
 import typing
-from collections.abc import Mapping
-from typing import Any, TypeVar, Union
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -131,33 +130,16 @@ def _is_branch(key: str) -> bool:
 
 def _fields(model: type[BaseModel], path: KeyPath) -> list[str]:
     """Names that the model (or the models) at ``path`` below ``model`` knows."""
-    annotations: list[Any] = [model]
-    for key in path:
-        annotations = [inner for annotation in annotations for inner in _inner(annotation, str(key))]
-    models = [leaf for annotation in annotations for leaf in _models(annotation)]
-    return list(dict.fromkeys(name for found in models for name in found.model_fields))
+    return list(dict.fromkeys(name for found in _models(model, path) for name in found.model_fields))
 
 
-def _inner(annotation: Any, key: str) -> list[Any]:
-    inner = [found.model_fields[key].annotation for found in _models(annotation) if key in found.model_fields]
-    for origin, arguments in _containers(annotation):
-        inner.append(arguments[-1] if issubclass(origin, Mapping) else arguments[0])
-    return inner
-
-
-def _alternatives(annotation: Any) -> list[Any]:
-    origin = typing.get_origin(annotation)
-    if origin is typing.Annotated:
-        return _alternatives(typing.get_args(annotation)[0])
-    if origin in (Union, types.UnionType):
-        return [leaf for argument in typing.get_args(annotation) for leaf in _alternatives(argument)]
-    return [annotation]
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    return [a for a in _alternatives(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
-
-
-def _containers(annotation: Any) -> list[tuple[type, tuple[Any, ...]]]:
-    found = [(typing.get_origin(a), typing.get_args(a)) for a in _alternatives(annotation)]
-    return [(origin, args) for origin, args in found if isinstance(origin, type) and args and origin is not type]
+def _models(annotation: Any, path: KeyPath) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if not path:
+            return [annotation]
+        field = annotation.model_fields.get(str(path[0]))
+        return _models(field.annotation, path[1:]) if field else []
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if isinstance(origin, type) and issubclass(origin, (Mapping, Sequence)):
+        return _models(arguments[-1 if issubclass(origin, Mapping) else 0], path[1:]) if path else []
+    return [found for argument in arguments for found in _models(argument, path)]
