@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 Json = Any
@@ -63,6 +63,9 @@ class Usage:
     def total_tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
 
+    def to_json(self) -> dict[str, Json]:
+        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens}
+
     def __add__(self, other: Usage) -> Usage:
         return Usage(self.prompt_tokens + other.prompt_tokens, self.completion_tokens + other.completion_tokens)
 
@@ -97,7 +100,10 @@ class LLMCall:
     cache_key: str = ""
 
     def to_json(self) -> dict[str, Json]:
-        return asdict(self)
+        """Shares the request and the response with this call: not to be changed."""
+        record: dict[str, Json] = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        record["usage"] = self.usage.to_json()
+        return record
 
     @classmethod
     def from_json(cls, record: Mapping[str, Json]) -> LLMCall:
@@ -147,8 +153,11 @@ class Rollout:
     tags: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Json]:
-        record = asdict(self)
+        """Shares the output with this rollout: not to be changed."""
+        record: dict[str, Json] = {name: getattr(self, name) for name in self.__dataclass_fields__}
         record["status"] = self.status.value
+        record["metrics"] = dict(self.metrics)
+        record["usage"] = self.usage.to_json()
         return record
 
     @classmethod

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _AUTO_SLOTS = 8
 """Agents mostly wait for a model, so slots outnumber cores; measured best on two cores with a 1 ms endpoint."""
+_EAGER_PER_CORE = 2
+"""Agent slots made without a look at how fast they come free."""
 
 
 def build(recipe: Recipe, endpoint: Endpoint, logs: Path, environ: Mapping[str, str] = os.environ) -> AgentPool:
@@ -57,8 +59,8 @@ class ProcessPool:
         self.size = size
         self.reward_wants: frozenset[str] = frozenset()
         self._server = ForkServer(env, [agent.entrypoint, reward.entrypoint], logs.resolve())
-        self._agents = SlotGroup(size, agent, self._server, endpoint)
-        self._rewards = SlotGroup(size, reward, self._server, endpoint)
+        self._agents = SlotGroup(size, _EAGER_PER_CORE * (os.cpu_count() or 1), agent, self._server, endpoint)
+        self._rewards = SlotGroup(size, 1, reward, self._server, endpoint)
 
     async def start(self) -> None:
         await self._agents.start()

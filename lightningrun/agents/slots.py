@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,9 @@ from lightningrun.errors import UsageError
 from lightningrun.types import Json
 
 _IMPORT_TIMEOUT_S = 180.0
+_PATIENCE_S = 0.04
+_BRISK = 8
+"""A group that frees so many slots in ``_PATIENCE_S`` has the machine busy: more processes would not make it faster."""
 
 
 @dataclass(frozen=True)
@@ -175,44 +179,93 @@ class Slot:
 
 
 class SlotGroup:
-    """Slots of one kind. Made on demand, so that a short stage forks few; a freed slot is lent first, being warm."""
+    """Slots of one kind, lent to one job each; a freed slot is lent first, being warm.
 
-    def __init__(self, size: int, kind: SlotKind, server: ForkServer, endpoint: Endpoint) -> None:
+    The first ``eager`` are made as soon as jobs want them, the others only where jobs wait although those live and do
+    not come free briskly: agents that wait for a model get them all, a reward function of a millisecond needs one.
+    """
+
+    def __init__(self, size: int, eager: int, kind: SlotKind, server: ForkServer, endpoint: Endpoint) -> None:
         self.size = size
+        self._eager = min(size, eager)
         self._kind = kind
         self._server = server
         self._endpoint = endpoint
         self._idle: list[Slot] = []
         self._made = 0
-        self._free = asyncio.Semaphore(size)
+        self._waiting: deque[asyncio.Future[Slot]] = deque()
+        self._starting = 0
+        self._freed = 0
+        self._alarm: asyncio.TimerHandle | None = None
 
     async def start(self) -> frozenset[str]:
         """Make the first slot, which shows whether the module can be imported; returns what its function asks for."""
-        slot = self._take()
+        slot = await self._take()
         try:
             await slot.ready()
         finally:
-            self._idle.append(slot)
+            self._give(slot)
         return slot.wants
 
     async def run(self, message: Any, timeout_s: float, bind: Bind) -> Outcome:
-        async with self._free:
-            slot = self._take()
+        slot = await self._take()
+        try:
+            self._starting += 1
             try:
                 await slot.ready()
-                bind(slot.url_id)
-                return await slot.run(message, timeout_s)
-            except UsageError as error:  # it could be imported before, so this is the machine's failure
-                return Outcome("lost", error=str(error))
-            except ServerLost:
-                return Outcome("lost", error="the agents' fork server died")
             finally:
-                self._endpoint.release(slot.url_id)
-                self._idle.append(slot)
+                self._starting -= 1
+            bind(slot.url_id)
+            return await slot.run(message, timeout_s)
+        except UsageError as error:  # it could be imported before, so this is the machine's failure
+            return Outcome("lost", error=str(error))
+        except ServerLost:
+            return Outcome("lost", error="the agents' fork server died")
+        finally:
+            self._endpoint.release(slot.url_id)
+            self._give(slot)
 
-    def _take(self) -> Slot:
+    async def _take(self) -> Slot:
         if self._idle:
             return self._idle.pop()
+        if self._made < self._eager:
+            return self._make()
+        turn: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        if self._alarm is None and self._made < self.size:
+            self._watch()
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._give(turn.result())
+            raise
+
+    def _give(self, slot: Slot) -> None:
+        self._freed += 1
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(slot)
+                return
+        self._idle.append(slot)
+
+    def _watch(self) -> None:
+        self._freed = 0
+        self._alarm = asyncio.get_running_loop().call_later(_PATIENCE_S, self._grow)
+
+    def _grow(self) -> None:
+        """Make a slot for each job that waits, unless those there are will do."""
+        self._alarm = None
+        while self._waiting and self._made < self.size:
+            if self._starting or self._freed >= _BRISK:
+                self._watch()
+                return
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(self._make())
+
+    def _make(self) -> Slot:
         self._made += 1
         return Slot(_number(self._kind.role, self._made), self._kind, self._server, self._endpoint)
 

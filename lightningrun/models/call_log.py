@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from lightningrun.files import Journal, read_journal
-from lightningrun.types import Json, LLMCall
-
-_FIELDS = tuple(LLMCall.__dataclass_fields__)
+from lightningrun.types import LLMCall
 
 
 class CallLog:
@@ -45,10 +43,7 @@ class CallLog:
 
     def append(self, call: LLMCall) -> int:
         """Write one call and return its offset. Raises DiskFull."""
-        record: dict[str, Json] = {name: getattr(call, name) for name in _FIELDS}
-        usage = call.usage
-        record["usage"] = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
-        offset = self._journal.append(record)
+        offset = self._journal.append(call.to_json())
         self._index(call, offset)
         return offset
 
