@@ -10,13 +10,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import click
 
 from lightningrun import __version__
 from lightningrun.cli import describing, machine, results, running
-from lightningrun.cli.options import looks_like_recipe
+from lightningrun.cli.options import looks_like_recipe, print_error, silence
 from lightningrun.errors import ExitCode, Interrupted, LightningError
 
 _HELP = """Turn an agent, a dataset and a reward into a better agent, from one YAML recipe, and keep the proof.
@@ -85,13 +85,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_error(error.format_message())
         return ExitCode.USAGE
     except LightningError as error:
-        _print_error(*str(error).splitlines())
+        _print_error(str(error))
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         _print_error("interrupted")
         return Interrupted.exit_code
     except BrokenPipeError:  # whoever read our output has seen enough
-        _silence(sys.stdout)
+        silence(sys.stdout)
         return ExitCode.OK
     except Exception as error:
         return _report_bug(error)
@@ -102,23 +102,13 @@ def _color() -> bool | None:
     return False if os.environ.get("NO_COLOR") else None
 
 
-def _print_error(*lines: str) -> None:
+def _print_error(text: str) -> None:
     from lightningrun.secrets import Masker
 
-    mask = Masker.from_environ(os.environ).mask
-    for line in map(mask, lines):
-        label = click.style("error:", fg="red", bold=True)
-        try:
-            click.echo(f"{label} {line}", err=True, color=_color())
-        except BrokenPipeError:
-            _silence(sys.stderr)
-
-
-def _silence(stream: IO[str]) -> None:
-    """Point a broken stream at nothing, so that the interpreter's last flush cannot complain."""
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, stream.fileno())
-    os.close(nothing)
+    try:
+        print_error(Masker.from_environ(os.environ).mask(text), color=_color())
+    except BrokenPipeError:
+        silence(sys.stderr)
 
 
 def _report_bug(error: Exception) -> int:
@@ -132,8 +122,6 @@ def _report_bug(error: Exception) -> int:
     facts = f"lightningrun {__version__}, Python {sys.version}\n{' '.join(sys.argv)}\n\n{text}"
     with tempfile.NamedTemporaryFile("w", prefix="lightningrun-bug-", suffix=".txt", delete=False) as report:
         report.write(Masker.from_environ(os.environ).mask(facts))
-    _print_error(
-        f"a bug in lightningrun: {type(error).__name__}: {error}"[:500],
-        f"the traceback is in {report.name}; please report it with that file",
-    )
+    _print_error(f"a bug in lightningrun: {type(error).__name__}: {error}"[:500])
+    _print_error(f"the traceback is in {report.name}; please report it with that file")
     return ExitCode.BUG

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,15 @@ from lightningrun.errors import ExitCode, LightningError, Missing, UsageError
 if TYPE_CHECKING:
     from lightningrun.runner import Plan, StagePlan
 
+PROVIDERS = {
+    "openai": "any OpenAI-compatible endpoint: set base_url and api_key_env",
+    "litellm": "any LiteLLM name: anthropic/..., gemini/..., ollama/...",
+    "python": "a chat model written as a function, module:callable",
+}
+TEMPLATES = {
+    "blank": "a tiny task that runs at once, offline, to edit into your own",
+    "sql_agent": "the SQL agent over cricket.db: a base prompt that fails on aggregations, repaired by apo",
+}
 _ACTION_COLORS = {"run": "cyan", "cached": "green", "skipped": None, "undecided": "yellow"}
 
 
@@ -25,20 +34,10 @@ _ACTION_COLORS = {"run": "cyan", "cached": "green", "skipped": None, "undecided"
 @options.runs_dir_option
 @options.json_option("The plan as JSON.")
 def plan(
-    recipe: str,
-    overrides: tuple[str, ...],
-    start: str | None,
-    until: str | None,
-    only: str | None,
-    force: tuple[str, ...],
-    no_cache: bool,
-    exit_code: bool,
-    runs_dir: str,
-    as_json: bool,
+    recipe: str, overrides: tuple[str, ...], exit_code: bool, runs_dir: str, as_json: bool, **selection: Any
 ) -> int:
     """Say what running RECIPE would run, reuse or skip, and why, with the calls and dollars it may take."""
-    experiment = options.open_recipe(recipe, overrides, runs_dir)
-    planned = experiment.plan(**options.selection(start, until, only, force, no_cache))
+    planned = options.open_recipe(recipe, overrides, runs_dir).plan(**selection)
     show_plan(planned, as_json=as_json)
     return ExitCode.WORK_PENDING if exit_code and planned.pending else ExitCode.OK
 
@@ -105,8 +104,7 @@ def check(recipes: tuple[str, ...]) -> int:
         try:
             warnings = options.open_recipe(recipe, (), "runs").check()
         except LightningError as error:
-            for line in str(error).splitlines():
-                click.echo(f"{click.style('error:', fg='red', bold=True)} {line}", err=True)
+            options.print_error(str(error))
             worst = error.exit_code if worst in (ExitCode.OK, Missing.exit_code) else worst
         else:
             click.echo(f"{recipe}: ok")
@@ -132,50 +130,33 @@ def config(recipe: str, overrides: tuple[str, ...], why: str | None) -> None:
 @click.argument("what", type=click.Choice(["recipes", "stages", "providers", "templates"]), default="recipes")
 def list_(what: str) -> None:
     """List what there is: recipes (of this folder), stages, providers or templates."""
-    rows = {"recipes": _recipes, "stages": _stages, "providers": _providers, "templates": _templates}[what]()
+    if what == "recipes":
+        rows = _recipes()
+    elif what == "stages":
+        from lightningrun import stages
+
+        rows = {name: spec.summary for name, spec in stages.specs().items()}
+    else:
+        rows = PROVIDERS if what == "providers" else TEMPLATES
     if not rows:
         click.echo("no recipe in this folder or in recipes/; make one with `lightningrun init`", err=True)
-    width = max((len(name) for name, _ in rows), default=0)
-    for name, summary in rows:
+    width = max(map(len, rows), default=0)
+    for name, summary in rows.items():
         click.echo(f"{name:<{width}}  {summary}".rstrip())
 
 
-def _recipes() -> list[tuple[str, str]]:
+def _recipes() -> dict[str, str]:
     import yaml
 
-    rows = []
+    rows = {}
     for path in sorted([*Path().glob("*.yaml"), *Path("recipes").glob("*.yaml")]):
         try:
             content = yaml.safe_load(path.read_text("utf-8"))
         except (OSError, ValueError, yaml.YAMLError):
             continue
         if isinstance(content, dict) and ("stages" in content or "extends" in content):
-            rows.append((str(path), str(content.get("description", ""))))
+            rows[str(path)] = str(content.get("description", ""))
     return rows
-
-
-def _stages() -> list[tuple[str, str]]:
-    from lightningrun import stages
-
-    return [(name, spec.summary) for name, spec in stages.specs().items()]
-
-
-def _providers() -> list[tuple[str, str]]:
-    return [
-        ("openai", "any OpenAI-compatible endpoint: set base_url and api_key_env"),
-        ("litellm", "any LiteLLM name: anthropic/..., gemini/..., ollama/..."),
-        ("python", "a chat model written as a function, module:callable"),
-    ]
-
-
-TEMPLATES = {
-    "blank": "a tiny task that runs at once, offline, to edit into your own",
-    "sql_agent": "the SQL agent over cricket.db: a base prompt that fails on aggregations, repaired by apo",
-}
-
-
-def _templates() -> list[tuple[str, str]]:
-    return list(TEMPLATES.items())
 
 
 @click.command("init", short_help="Make a task folder and a recipe to edit.")
@@ -212,17 +193,13 @@ def _files_of(folder: Path) -> list[Path]:
 
 
 @click.command("schema", short_help="Print the JSON Schema of recipes, for editors.")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write it to a file.")
-def schema(output: Path | None) -> None:
+@options.output_option
+def schema(output: IO[str]) -> None:
     """Print the JSON Schema of recipes, generated from the code that reads them."""
     from lightningrun import stages
     from lightningrun.recipe import json_schema
 
-    text = json.dumps(json_schema(stages.specs()), indent=2, ensure_ascii=False) + "\n"
-    if output is None:
-        click.echo(text, nl=False)
-    else:
-        output.write_text(text, "utf-8")
+    output.write(json.dumps(json_schema(stages.specs()), indent=2, ensure_ascii=False) + "\n")
 
 
 COMMANDS = (plan, check, config, list_, schema, init)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -44,12 +45,11 @@ def json_option(help_text: str) -> Callable[[F], F]:
 
 
 def selection_options(function: F) -> F:
-    """Which stages to run: the same for `run` and `plan`."""
+    """Which stages to run: the keyword arguments of `Experiment.plan` and `.run`."""
+    words = "Run again although cached: all stages, or --force=S only S."
     for option in (
         click.option("--no-cache", is_flag=True, help="Reuse nothing from earlier runs."),
-        click.option(
-            "--force", multiple=True, metavar="[=S]", help="Run again although cached: all stages, or --force=S only S."
-        ),
+        click.option("--force", multiple=True, metavar="[=S]", callback=_forced, help=words),
         click.option("--only", metavar="S", help="Run only this stage."),
         click.option("--until", metavar="S", help="Stop after this stage."),
         click.option("--from", "start", metavar="S", help="Start at this stage."),
@@ -58,23 +58,32 @@ def selection_options(function: F) -> F:
     return function
 
 
+def _forced(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> bool | frozenset[str]:
+    names = frozenset(name for value in values for name in value.split(","))
+    return True if "*" in names else names
+
+
+def view_options(function: F) -> F:
+    """How much to say while stages run: the same for `run` and `resume`."""
+    for option in (
+        click.option("-v", "--verbose", is_flag=True, help="Also every rollout and candidate."),
+        click.option("-q", "--quiet", is_flag=True, help="Only warnings and errors."),
+        json_option("Events as lines of JSON on standard output."),
+    ):
+        function = option(function)
+    return function
+
+
+def output_option(function: F) -> F:
+    file = click.File("w", "utf-8", lazy=True)
+    return click.option("-o", "--output", type=file, default="-", metavar="FILE", help="Write it to a file.")(function)
+
+
 class OptionalForce(click.Command):
     """A command whose `--force` takes a value only after `=`, so that it never swallows the next word."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, ["--force=*" if word == "--force" else word for word in args])
-
-
-def selection(start: str | None, until: str | None, only: str | None, force: Sequence[str], no_cache: bool) -> Any:
-    """The options above as keyword arguments of `Experiment.plan` and `.run`."""
-    names = frozenset(name for value in force for name in value.split(","))
-    return {
-        "start": start,
-        "until": until,
-        "only": only,
-        "force": True if "*" in names else names,
-        "no_cache": no_cache,
-    }
 
 
 def open_recipe(recipe: str, overrides: Sequence[str], runs_dir: str) -> Experiment:
@@ -110,6 +119,19 @@ def complete_runs(ctx: click.Context, param: click.Parameter, incomplete: str) -
 
 def run_argument(name: str = "run", **attributes: Any) -> Callable[[F], F]:
     return click.argument(name, metavar=name.upper(), shell_complete=complete_runs, **attributes)
+
+
+def print_error(text: str, color: bool | None = None) -> None:
+    """Each line of ``text`` on standard error, marked as an error."""
+    for line in text.splitlines():
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {line}", err=True, color=color)
+
+
+def silence(stream: IO[str]) -> None:
+    """Point a stream whose reader has gone at nothing, so that neither we nor the interpreter's end complain."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, stream.fileno())
+    os.close(nothing)
 
 
 def find_run(reference: str, runs_dir: str) -> Path:

@@ -11,9 +11,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from lightningrun.cli.formats import count, duration, headline, merged, number, spent, usd
+from lightningrun.cli.options import silence
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -100,42 +101,47 @@ def done_of_total(event: Event) -> str:
     return f"{event.get('done', 0)}{total} {event.get('unit') or 'rollouts'}{reward}"
 
 
-class JsonView:
-    """Each event as one line of JSON on standard output. A reader that goes away does not stop the run."""
+class View:
+    """Shows events. ``mask`` takes secrets out of what it shows."""
 
-    def __init__(self, mask: Mask) -> None:
+    def __init__(self, mask: Mask, verbose: bool = False) -> None:
         self._mask = mask
+        self._verbose = verbose
 
     def __call__(self, event: Event) -> None:
-        try:
-            print(self._mask(json.dumps(event, ensure_ascii=False, default=str)), flush=True)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise NotImplementedError
 
     def close(self) -> None:
-        pass
+        """Leave the terminal as it was."""
+
+    def _print(self, line: str, stream: IO[str]) -> None:
+        """A reader that goes away does not stop the run."""
+        try:
+            print(self._mask(line), file=stream, flush=True)
+        except BrokenPipeError:
+            silence(stream)
 
 
-class QuietView:
+class JsonView(View):
+    """Each event as one line of JSON on standard output."""
+
+    def __call__(self, event: Event) -> None:
+        self._print(json.dumps(event, ensure_ascii=False, default=str), sys.stdout)
+
+
+class QuietView(View):
     """Warnings and failures only."""
-
-    def __init__(self, mask: Mask) -> None:
-        self._mask = mask
 
     def __call__(self, event: Event) -> None:
         if event["kind"] == "log" and event.get("level") in ("warning", "error"):
-            print(self._mask(f"{event['level']}: {event.get('message', '')}"), file=sys.stderr)
-
-    def close(self) -> None:
-        pass
+            self._print(f"{event['level']}: {event.get('message', '')}", sys.stderr)
 
 
-class PlainView:
+class PlainView(View):
     """Lines on standard error, for logs and pipes."""
 
     def __init__(self, mask: Mask, verbose: bool) -> None:
-        self._mask = mask
-        self._verbose = verbose
+        super().__init__(mask, verbose)
         self._pause_s = FIRST_PAUSE_S
         self._next = 0.0
 
@@ -146,21 +152,12 @@ class PlainView:
         elif event["kind"] == "progress" and time.monotonic() >= self._next:
             self._pause_s *= 1.5
             self._next = time.monotonic() + self._pause_s
-            self._print(f"  {event['stage']}: {done_of_total(event)} · {progress_facts(event)}")
+            self._print(f"  {event['stage']}: {done_of_total(event)} · {progress_facts(event)}", sys.stderr)
         for _, line in describe(event, self._verbose):
-            self._print(line)
-
-    def _print(self, line: str) -> None:
-        try:
-            print(self._mask(line), file=sys.stderr, flush=True)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-
-    def close(self) -> None:
-        pass
+            self._print(line, sys.stderr)
 
 
-class LiveView:
+class LiveView(View):
     """Two lines that are redrawn in place on standard error, with the lines of `describe` scrolling above them."""
 
     def __init__(self, mask: Mask, verbose: bool) -> None:
@@ -168,8 +165,7 @@ class LiveView:
         from rich.live import Live
         from rich.spinner import Spinner
 
-        self._mask = mask
-        self._verbose = verbose
+        super().__init__(mask, verbose)
         self._stages = 0
         self._title = "starting"
         self._event: Event = {}
@@ -217,11 +213,8 @@ class LiveView:
         self._live.stop()
 
 
-View = JsonView | QuietView | PlainView | LiveView
-
-
 def choose(mask: Mask, as_json: bool, quiet: bool, verbose: bool) -> View:
-    """The view that fits the options and the terminal. ``mask`` takes secrets out of what it shows."""
+    """The view that fits the options and the terminal."""
     if as_json:
         return JsonView(mask)
     if quiet:

@@ -27,18 +27,11 @@ if TYPE_CHECKING:
 @click.option("-j", "jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs of a sweep at once.")
 @click.option("--name", help="Name of the run (default: the recipe's).")
 @options.runs_dir_option
-@options.json_option("Events as lines of JSON on standard output.")
-@click.option("-q", "--quiet", is_flag=True, help="Only warnings and errors.")
-@click.option("-v", "--verbose", is_flag=True, help="Also every rollout and candidate.")
+@options.view_options
 def run(
     recipe: str,
     overrides: tuple[str, ...],
     dry_run: bool,
-    start: str | None,
-    until: str | None,
-    only: str | None,
-    force: tuple[str, ...],
-    no_cache: bool,
     keep_going: bool,
     sweeps: tuple[str, ...],
     jobs: int,
@@ -47,23 +40,30 @@ def run(
     as_json: bool,
     quiet: bool,
     verbose: bool,
+    **selection: Any,
 ) -> int:
     """Run RECIPE's stages in order, with KEY=VALUE overrides; what is unchanged since an earlier run is reused."""
-    chosen = options.selection(start, until, only, force, no_cache)
     if sweeps:
         from lightningrun.cli import sweep
 
-        passed_on = [f"--force={value}" for value in force]
-        for option, value in (("--from", start), ("--until", until), ("--only", only)):
-            passed_on += [option, value] if value else []
-        passed_on += ["--no-cache"] * no_cache + ["--keep-going"] * keep_going
-        return sweep.run(recipe, overrides, sweeps, jobs, name, runs_dir, chosen, passed_on, dry_run, as_json)
+        return sweep.run(
+            recipe,
+            overrides,
+            sweeps,
+            jobs,
+            name,
+            runs_dir,
+            selection,
+            keep_going=keep_going,
+            dry_run=dry_run,
+            as_json=as_json,
+        )
     experiment = options.open_recipe(recipe, overrides, runs_dir)
     if dry_run:
         from lightningrun.cli import describing
 
-        return describing.show_plan(experiment.plan(**chosen), as_json=as_json)
-    execute = partial(experiment.run, name=name, keep_going=keep_going, **chosen)
+        return describing.show_plan(experiment.plan(**selection), as_json=as_json)
+    execute = partial(experiment.run, name=name, keep_going=keep_going, **selection)
     keys = [model.api_key_env for model in experiment.recipe.models.values()]
     return _follow(execute, keys, experiment.runs_dir, as_json, quiet, verbose)
 
@@ -72,9 +72,7 @@ def run(
 @options.run_argument("run", required=False, default="latest")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @options.runs_dir_option
-@options.json_option("Events as lines of JSON on standard output.")
-@click.option("-q", "--quiet", is_flag=True, help="Only warnings and errors.")
-@click.option("-v", "--verbose", is_flag=True, help="Also every rollout and candidate.")
+@options.view_options
 def resume(run: str, overrides: Sequence[str], runs_dir: str, as_json: bool, quiet: bool, verbose: bool) -> int:
     """Go on with RUN (default: the latest) from its frozen recipe; finished work is kept, overrides re-plan."""
     if "=" in run:
@@ -132,8 +130,7 @@ def _follow(
 
 
 def _print_failure(seen: dict[str, Any], runs_dir: Path) -> None:
-    for line in seen["error"].splitlines():
-        click.echo(f"{click.style('error:', fg='red', bold=True)} {line}", err=True)
+    options.print_error(seen["error"])
     if seen["exit_code"] not in (ExitCode.GATE_NOT_MET, ExitCode.USAGE) and "lightningrun resume" not in seen["error"]:
         where = "" if runs_dir == Path("runs").absolute() else f" --runs-dir {runs_dir}"
         click.echo(f"go on with: lightningrun resume {seen['run']}{where}", err=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,7 +19,11 @@ from lightningrun.cli import options
 from lightningrun.cli.formats import duration, headline, spent
 from lightningrun.errors import ExitCode, Interrupted, Problem, RecipeError, UsageError
 
+if TYPE_CHECKING:
+    from lightningrun.tracking.summary import RunSummary
+
 _OPENING, _CLOSING = "[{(", "]})"
+_ENDED = ("succeeded", "failed", "reused")
 
 
 @dataclass(slots=True)
@@ -29,10 +33,14 @@ class _Member:
     overrides: tuple[str, ...]
     name: str
     run: str = ""
-    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
-    duration_s: float = 0.0
     exit_code: int = 0
-    stderr: str = ""
+    error: str = ""
+
+    @property
+    def outcome(self) -> str:
+        if self.exit_code == 0:
+            return "done"
+        return f"exit {self.exit_code}{': ' if self.error else ''}{self.error}"
 
 
 def split_values(text: str) -> list[str]:
@@ -69,8 +77,9 @@ def run(
     jobs: int,
     name: str | None,
     runs_dir: str,
-    chosen: dict[str, Any],
-    passed_on: list[str],
+    selection: dict[str, Any],
+    *,
+    keep_going: bool,
     dry_run: bool,
     as_json: bool,
 ) -> int:
@@ -80,7 +89,7 @@ def run(
     for index, extra in enumerate(combinations(sweeps), start=1):
         try:
             experiment = options.open_recipe(recipe, [*overrides, *extra], runs_dir)
-            plan = experiment.plan(**chosen)
+            plan = experiment.plan(**selection)
         except (RecipeError, UsageError) as error:
             found = getattr(error, "problems", None) or [Problem(error.message, file=error.where, hint=error.hint)]
             problems += [problem for problem in found if problem not in problems]
@@ -94,17 +103,27 @@ def run(
         raise RecipeError(problems)
     if dry_run:
         return ExitCode.OK
-    command = [sys.executable, "-m", "lightningrun", "run", recipe, "--json", "--runs-dir", runs_dir, *passed_on]
-    _run_all(members, command, list(overrides), jobs)
+    command = [sys.executable, "-m", "lightningrun", "run", recipe, "--json", "--runs-dir", runs_dir]
+    command += [*_words(selection), *["--keep-going"] * keep_going, *overrides]
+    _run_all(members, command, jobs)
     if as_json:
-        click.echo(json.dumps([_to_json(member) for member in members], indent=1))
+        click.echo(json.dumps([_to_json(member, runs_dir) for member in members], indent=1))
     else:
-        _print_table(members)
+        _print_table(members, runs_dir)
     return next((member.exit_code for member in members if member.exit_code), ExitCode.OK)
 
 
-def _run_all(members: list[_Member], command: list[str], overrides: list[str], jobs: int) -> None:
-    running: dict[int, subprocess.Popen[str]] = {}
+def _words(selection: dict[str, Any]) -> list[str]:
+    """The selection of stages as words of a command line."""
+    named = {"--from": selection["start"], "--until": selection["until"], "--only": selection["only"]}
+    words = [f"{option}={stage}" for option, stage in named.items() if stage]
+    force = selection["force"]
+    words += ["--force"] if force is True else [f"--force={stage}" for stage in force]
+    return words + ["--no-cache"] * selection["no_cache"]
+
+
+def _run_all(members: list[_Member], command: list[str], jobs: int) -> None:
+    running: set[subprocess.Popen[str]] = set()
     stopped = False
 
     def one(member: _Member) -> None:
@@ -113,17 +132,16 @@ def _run_all(members: list[_Member], command: list[str], overrides: list[str], j
             return
         # A session of its own: Ctrl-C reaches a member once, from here, not from the terminal as well.
         child = subprocess.Popen(
-            [*command, "--name", member.name, *overrides, *member.overrides],
+            [*command, "--name", member.name, *member.overrides],
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
-        running[id(member)] = child
+        running.add(child)
         _follow(member, child)
-        del running[id(member)]
-        click.echo(f"  {' '.join(member.overrides)}: {_outcome(member)}", err=True)
+        running.remove(child)
+        click.echo(f"  {' '.join(member.overrides)}: {member.outcome}", err=True)
 
     with ThreadPoolExecutor(jobs) as pool:
         waiting = [pool.submit(one, member) for member in members]
@@ -132,7 +150,7 @@ def _run_all(members: list[_Member], command: list[str], overrides: list[str], j
                 future.result()
         except KeyboardInterrupt:
             stopped = True
-            for child in list(running.values()):
+            for child in list(running):
                 child.send_signal(signal.SIGINT)
             for future in waiting:
                 future.result()
@@ -142,56 +160,41 @@ def _run_all(members: list[_Member], command: list[str], overrides: list[str], j
 
 
 def _follow(member: _Member, child: subprocess.Popen[str]) -> None:
-    """Read a member's events until it ends."""
-    with ThreadPoolExecutor(1) as reader:
-        assert child.stdout is not None and child.stderr is not None
-        errors = reader.submit(child.stderr.read)
-        for line in child.stdout:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if event["kind"] == "run_started":
-                member.run = event["run"]
-            elif event["kind"] in ("stage_finished", "stage_reused"):
-                member.stages[event["stage"]] = event
-            elif event["kind"] == "run_finished":
-                member.duration_s = event.get("duration_s", 0.0)
-        member.stderr = errors.result()
-        member.exit_code = child.wait()
+    """Read what a member says, events and errors, until it ends."""
+    assert child.stdout is not None
+    for line in child.stdout:
+        if line.startswith("error: "):
+            member.error = member.error or line.removeprefix("error: ").strip()
+        elif '"kind": "run_started"' in line:
+            member.run = json.loads(line)["run"]
+    member.exit_code = child.wait()
 
 
-def _outcome(member: _Member) -> str:
-    if member.exit_code == 0:
-        return "done"
-    last = [line for line in member.stderr.splitlines() if "error:" in line]
-    return f"exit {member.exit_code}{': ' + last[0].split('error:', 1)[1].strip() if last else ''}"
+def _summary(member: _Member, runs_dir: str) -> RunSummary | None:
+    from lightningrun.tracking.summary import summarise
+
+    return summarise(Path(runs_dir) / member.run) if member.run else None
 
 
-def _last_metrics(member: _Member) -> dict[str, Any]:
-    measured = [event.get("metrics") or {} for event in member.stages.values()]
-    return next((metrics for metrics in reversed(measured) if "reward" in metrics), measured[-1] if measured else {})
-
-
-def _total_cost(member: _Member) -> dict[str, Any]:
-    parts = {f"{stage}/{role}": c for stage, e in member.stages.items() for role, c in (e.get("cost") or {}).items()}
-    return {name: cost for name, cost in parts.items() if member.stages[name.split("/")[0]]["kind"] != "stage_reused"}
-
-
-def _to_json(member: _Member) -> dict[str, Any]:
-    stages = {stage: event.get("metrics") or {} for stage, event in member.stages.items()}
+def _to_json(member: _Member, runs_dir: str) -> dict[str, Any]:
+    run = _summary(member, runs_dir)
+    stages = {stage.id: stage.metrics for stage in run.stages if stage.status in _ENDED} if run else {}
     return {"overrides": member.overrides, "run": member.run, "exit_code": int(member.exit_code), "stages": stages}
 
 
-def _print_table(members: list[_Member]) -> None:
+def _print_table(members: list[_Member], runs_dir: str) -> None:
     from lightningrun.cli import summaries
 
     table = summaries.grid("combination", "result", "spent", "time", "run", fold="result")
     for member in members:
-        result = headline(_last_metrics(member)) if member.exit_code == 0 else _outcome(member)
-        table.add_row(
-            " ".join(member.overrides), result, spent(_total_cost(member)), duration(member.duration_s), member.run
+        run = _summary(member, runs_dir)
+        measured = [stage.metrics for stage in run.stages if stage.metrics] if run else []
+        last = next(
+            (metrics for metrics in reversed(measured) if "reward" in metrics), measured[-1] if measured else {}
         )
+        result = headline(last) if member.exit_code == 0 else member.outcome
+        cost, time_s = (run.totals.by_role, run.duration_s) if run else ({}, 0.0)
+        table.add_row(" ".join(member.overrides), result, spent(cost), duration(time_s), member.run)
     summaries.show(table)
     done = [member.run for member in members if member.run]
     if len(done) > 1:
