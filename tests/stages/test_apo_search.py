@@ -295,3 +295,12 @@ async def test_an_unconfirmed_winner_is_kept_beside_the_seed(tmp_path: Path) -> 
     assert result.metrics["promoted"] is False
     assert result.outputs["prompts"].value == world.prompts
     assert (tmp_path / "outputs/unpromoted/system.md").read_text() != world.prompts["system"]
+
+
+async def test_the_noise_floor_is_measured_on_request_and_decides_nothing(tmp_path: Path) -> None:
+    plain, _ = await optimise(HiddenRules(4), tmp_path / "plain", options(300))
+    noisy, ctx = await optimise(HiddenRules(4), tmp_path / "noisy", options(340, confirm={"noise_floor": True}))
+    assert "noise" not in plain.metrics
+    assert noisy.metrics["noise_low"] <= noisy.metrics["noise"] <= noisy.metrics["noise_high"]
+    assert noisy.outputs["prompts"].value == plain.outputs["prompts"].value
+    assert ctx.engine.executed == noisy.metrics["rollouts"] <= 340

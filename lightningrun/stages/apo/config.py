@@ -66,6 +66,9 @@ class ConfirmConfig(Config):
     mode: Literal["corrected", "sealed", "fresh", "none"] = "corrected"
     alpha: float = Field(default=0.1, gt=0, lt=1)
     on_inconclusive: Literal["keep_seed", "ship_winner"] = "keep_seed"
+    noise_floor: bool = Field(
+        default=False, description="Run the seed on val a second time: how far apart equal prompts score"
+    )
 
 
 class ApoBudget(Config):
@@ -136,6 +139,10 @@ class ApoConfig(StageConfig):
             return 2 * self.sealed_rows(val_rows) * self.samples
         return val_rows * self.samples if self.confirm.mode == "fresh" else 0
 
+    def noise_cost(self, val_rows: int) -> int:
+        """Rollouts of the seed against itself."""
+        return (val_rows - self.sealed_rows(val_rows)) * self.samples if self.confirm.noise_floor else 0
+
     def least_search(self, train_rows: int, val_rows: int) -> int:
         """Rollouts of the smallest search: the seed on val, one proposal against its parent, and that on val."""
         batch = min(self.acceptance.batch, train_rows)
@@ -154,6 +161,12 @@ class ApoConfig(StageConfig):
         return 2 * rows.get(self.report_split(rows), 0) * self.samples
 
 
+def _after_search(config: ApoConfig, rows: Mapping[str, int]) -> int:
+    """Rollouts to confirm and report."""
+    val = rows.get(config.val, 0)
+    return config.confirm_cost(val) + config.noise_cost(val) + config.report_cost(rows)
+
+
 def forecast(config: ApoConfig, recipe: Recipe, rows: Mapping[str, int]) -> Forecast:
     """Upper bounds of what the stage spends; errors for what makes it impossible."""
     errors = _mistakes(config, recipe, rows)
@@ -161,7 +174,7 @@ def forecast(config: ApoConfig, recipe: Recipe, rows: Mapping[str, int]) -> Fore
     limit = config.budget.max_rollouts
     train, val = rows.get(config.train, 0), rows.get(config.val, 0)
     if train and val:
-        search, after = config.least_search(train, val), config.confirm_cost(val) + config.report_cost(rows)
+        search, after = config.least_search(train, val), _after_search(config, rows)
         if search + after > limit:
             errors.append(
                 f"budget.max_rollouts={limit} is too small to do anything: the seed on {config.val}, one proposal and "

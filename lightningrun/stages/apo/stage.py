@@ -33,11 +33,13 @@ async def run(ctx: StageContext, inputs: Mapping[str, Artifact]) -> StageResult:
     could be scored."""
     room = _Room(ctx)
     outcome = await room.search()
-    room.budget.reserved = room.report_cost
+    room.budget.reserved = room.report_cost + room.noise_cost
     judged = await room.confirm(outcome)
+    room.budget.reserved = room.report_cost
+    noise = await room.noise_floor(outcome)
     room.budget.reserved = 0
     test = await room.compare_on_test(outcome)
-    return room.result(outcome, judged, test)
+    return room.result(outcome, judged, {**noise, **test})
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,9 @@ class _Room:
         self.rows = _split_rows(ctx)
         self.report_cost = config.report_cost(counts)
         val_rows = counts[config.val]
-        self.budget = RolloutBudget(config.budget.max_rollouts, config.confirm_cost(val_rows) + self.report_cost)
+        self.noise_cost = config.noise_cost(val_rows)
+        reserved = config.confirm_cost(val_rows) + self.noise_cost + self.report_cost
+        self.budget = RolloutBudget(config.budget.max_rollouts, reserved)
         self.evaluation = Evaluation(ctx.engine, self.budget)
         limits = config.budget
         ctx.service.open_stage(ctx.stage, Limits(limits.max_llm_calls, limits.max_cost_usd))
@@ -121,6 +125,24 @@ class _Room:
         self.log.info(judged.reason)
         return judged
 
+    async def noise_floor(self, outcome: Outcome) -> dict[str, float]:
+        """The seed against itself, on request: ``noise*`` metrics say what difference two equal prompts can show."""
+        if not self.config.confirm.noise_floor:
+            return {}
+        seed, samples = outcome.pool[0], self.config.samples
+        again = jobs_for(seed, self.rows.val, samples, first=samples)
+        try:
+            await self.evaluation.run(again)
+        except BudgetReached as reached:
+            self.log.warn(f"no noise floor: {reached}")
+            return {}
+        gaps = differences(seed.val or {}, self.evaluation.scores(again))
+        if not gaps:
+            return {}
+        low, high = bootstrap_interval(gaps, self.ctx.seed)
+        self.log.info(f"noise floor: the seed against itself {mean(gaps):+.3f} [{low:+.3f}, {high:+.3f}] on val")
+        return {"noise": mean(gaps), "noise_low": low, "noise_high": high}
+
     async def compare_on_test(self, outcome: Outcome) -> dict[str, float]:
         """Seed and winner once on rows that nothing was decided on: ``test_*`` metrics, empty without such rows."""
         if not self.rows.report:
@@ -141,7 +163,7 @@ class _Room:
         scores = {"test_seed": mean(list(seed.values())), "test_best": mean(list(best.values()))}
         return {**scores, "test_gain": mean(gaps), "test_gain_low": low, "test_gain_high": high}
 
-    def result(self, outcome: Outcome, judged: Confirmation, test: Mapping[str, float]) -> StageResult:
+    def result(self, outcome: Outcome, judged: Confirmation, further: Mapping[str, float]) -> StageResult:
         """Write the outputs and say what came of the search."""
         shipped = outcome.best if judged.promoted else outcome.pool[0]
         self._announce(outcome, judged)
@@ -165,7 +187,7 @@ class _Room:
             "candidates": len(outcome.pool),
             "proposals": outcome.proposals,
             "stopped": outcome.stopped,
-            **test,
+            **further,
         }
         outputs = {
             "prompts": Artifact(ArtifactKind.PROMPTS, dict(shipped.prompts), "prompts"),
