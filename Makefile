@@ -18,7 +18,7 @@ help:
 	@echo 'make lint       ruff, formatting, types'
 	@echo 'make format     let ruff rewrite what it can'
 	@echo 'make schema     lightningrun.schema.json, after a change to the recipe language'
-	@echo 'make bench      speed beside a bare loop of calls and a peer'
+	@echo 'make bench      speed beside a bare loop of calls and a peer (PEER= leaves it out)'
 	@echo 'make clean      remove what was built (runs/ stays)'
 
 setup: $(STAMP)
@@ -52,8 +52,19 @@ format: setup
 schema: setup
 	$(BIN)/lightningrun schema -o lightningrun.schema.json
 
-bench: setup
-	$(BIN)/python bench/rollouts.py
+# `make bench PEER=` leaves the peer out; `make bench PEER_APO=1` runs its prompt optimiser too, which takes minutes.
+PEER ?= .venv-peer
+PEER_APO ?=
+peer_python := $(if $(PEER),$(PEER)/bin/python)
+
+bench: setup $(if $(PEER),$(PEER)/.installed)
+	$(BIN)/python bench/apo_calls.py $(if $(and $(PEER),$(PEER_APO)),--peer-python $(peer_python))
+	$(BIN)/python bench/rollouts.py $(if $(PEER),--peer-python $(peer_python))
+
+$(PEER)/.installed: bench/constraints-peer.txt
+	$(PYTHON) -m venv --clear $(PEER)
+	$(PEER)/bin/python -m pip install --quiet --disable-pip-version-check -c $< 'agentlightning[apo]==0.3.0'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

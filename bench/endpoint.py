@@ -3,6 +3,9 @@
     python bench/endpoint.py [--latency-ms 1]     prints its port; GET /stats, POST /reset
 
 The figures of every contestant are taken here, outside the contestant: first and last call, and how many.
+
+An agent is right more often the more rules its prompt has; a coach that is asked for a new prompt adds one rule. So an
+optimiser has something to find, and what it finds depends on its questions alone.
 """
 
 from __future__ import annotations
@@ -11,8 +14,27 @@ import argparse
 import asyncio
 import hashlib
 import json
+import re
 import time
 from typing import Any
+
+_PROMPT = re.compile(r"BASE PROMPT\.(?: RULE \d+\.)* TASK \{q\}")
+_REWRITE = ("you improve the prompts of an ai agent", "revise the", "rewrite the prompt")
+_CRITIQUE = ("critique", "textual gradient")
+"""How the optimisers' own questions are told from an agent's: by words that no task has."""
+
+
+def reply(text: str) -> str:
+    """What the model says to all the messages of a request."""
+    lower = text.lower()
+    if any(words in lower for words in _REWRITE):
+        found = _PROMPT.search(text)
+        prompt = found[0] if found else "BASE PROMPT. TASK {q}"
+        return prompt.replace("TASK", f"RULE {prompt.count('RULE') + 1}. TASK")
+    if any(words in lower for words in _CRITIQUE):
+        return "The prompt does not say how to answer. Give it one more rule."
+    chance = min(0.95, 0.3 + 0.08 * text.count("RULE"))
+    return "right" if hashlib.sha256(text.encode()).digest()[0] < 256 * chance else "wrong"
 
 
 class Endpoint:
@@ -50,7 +72,7 @@ class Endpoint:
         self.first = self.first or time.time()
         await asyncio.sleep(self.latency_s)
         request = json.loads(body)
-        text = "right" if hashlib.sha256(body).digest()[0] < 128 else "wrong"
+        text = reply("\n".join(str(message.get("content")) for message in request["messages"]))
         self.calls += 1
         self.last = time.time()
         return {

@@ -4,26 +4,18 @@
 
 Contestants take turns, so that a busy machine hits all of them; medians are shown. calls/s is taken by the endpoint
 (first call to last, start-up left out); CPU is that of the whole process tree, start-up and imports included. With
-``--peer-python`` (a venv with agentlightning 0.3.0 and the dependencies of December 2025) the peer is measured too.
+``--peer-python`` (a venv with agentlightning 0.3.0 and bench/constraints-peer.txt) the peer is measured too.
 Exit 1 if a target is missed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import resource
 import statistics
-import subprocess
 import sys
-import threading
-import urllib.request
-from dataclasses import dataclass, field
-from pathlib import Path
 
-import psutil
+from measuring import HERE, Measurement, endpoint, measure, save
 
-HERE = Path(__file__).resolve().parent
 TARGETS = [
     ("ours, 1 slot", "calls/s", 0.6, "at least"),
     ("ours, 8 slots", "calls/s", 1.2, "at least"),
@@ -32,91 +24,29 @@ TARGETS = [
 ]
 
 
-@dataclass
-class Series:
-    """Measurements of one contestant, one element for each repeat."""
-
-    label: str
-    command: list[str]
-    rates: list[float] = field(default_factory=list)
-    cpu_s: list[float] = field(default_factory=list)
-    peak_mib: list[float] = field(default_factory=list)
+class Series(list[Measurement]):
+    """The repeats of one contestant."""
 
     def median(self, what: str) -> float:
-        return statistics.median({"calls/s": self.rates, "CPU": self.cpu_s, "MiB": self.peak_mib}[what])
+        return statistics.median(
+            {"calls/s": m.rate, "CPU": m.cpu_s * 1000 / m.calls, "MiB": m.peak_mib}[what] for m in self
+        )
 
 
-class PeakMemory(threading.Thread):
-    """The peak of the summed PSS of a process tree, sampled (it costs the tree nothing)."""
-
-    def __init__(self, pid: int, every_s: float = 0.5) -> None:
-        super().__init__(daemon=True)
-        self.peak_mib = 0.0
-        self._root = psutil.Process(pid)
-        self._every_s = every_s
-        self._over = threading.Event()
-        self.start()
-
-    def run(self) -> None:
-        while not self._over.wait(self._every_s):
-            try:
-                tree = [self._root, *self._root.children(recursive=True)]
-                self.peak_mib = max(self.peak_mib, sum(_pss(process) for process in tree) / 2**20)
-            except psutil.Error:
-                continue
-
-    def end(self) -> float:
-        self._over.set()
-        self.join()
-        return self.peak_mib
-
-
-def _pss(process: psutil.Process) -> float:
-    try:
-        return float(process.memory_full_info().pss)
-    except psutil.Error:
-        return 0.0
-
-
-def call(base: str, path: str, data: bytes | None = None) -> dict[str, float]:
-    with urllib.request.urlopen(urllib.request.Request(base + path, data=data)) as reply:
-        return json.load(reply)  # type: ignore[no-any-return]
-
-
-def measure(series: Series, base: str, n: int) -> None:
-    call(base, "/reset", b"{}")
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [*series.command, "--base", f"{base}/v1", "--n", str(n)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        memory = PeakMemory(process.pid)
-        _, errors = process.communicate()
-    if process.returncode:
-        raise SystemExit(f"{series.label} failed:\n{errors[-3000:]}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    stats = call(base, "/stats")
-    if stats["calls"] != n:
-        raise SystemExit(f"{series.label}: the endpoint saw {stats['calls']} calls instead of {n}")
-    series.rates.append((n - 1) / (stats["last"] - stats["first"]))
-    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    series.cpu_s.append(cpu_s * 1000 / n)
-    series.peak_mib.append(memory.end())
-
-
-def report(contestants: list[Series]) -> bool:
+def report(table: dict[str, Series]) -> bool:
     """Print the table and the verdicts; True if every target is met."""
-    raw = contestants[0]
+    raw = table["raw"]
     print(f"\n{'':<16}{'calls/s':>10}{'x raw':>8}{'CPU-s/1000':>12}{'x raw':>8}{'peak MiB':>10}")
-    for series in contestants:
+    for label, series in table.items():
         rate, cpu = series.median("calls/s"), series.median("CPU")
         print(
-            f"{series.label:<16}{rate:>10.0f}{rate / raw.median('calls/s'):>8.2f}"
+            f"{label:<16}{rate:>10.0f}{rate / raw.median('calls/s'):>8.2f}"
             f"{cpu:>12.2f}{cpu / raw.median('CPU'):>8.2f}{series.median('MiB'):>10.0f}"
         )
     print()
     met = True
-    by_label = {series.label: series for series in contestants}
     for label, what, bound, sense in TARGETS:
-        ratio = by_label[label].median(what) / raw.median(what)
+        ratio = table[label].median(what) / raw.median(what)
         good = ratio >= bound if sense == "at least" else ratio <= bound
         met &= good
         print(f"{'pass' if good else 'FAIL'}  {label}: {what} {sense} {bound:g}x raw, is {ratio:.2f}x")
@@ -130,27 +60,27 @@ def main() -> None:
     parser.add_argument("--latency-ms", type=float, default=1.0)
     parser.add_argument("--peer-python", help="python of a venv with agentlightning 0.3.0")
     chosen = parser.parse_args()
-    run = [sys.executable, str(HERE / "contestants.py")]
-    contestants = [
-        Series("raw", [*run, "raw"]),
-        Series("ours, 1 slot", [*run, "ours", "--slots", "1"]),
-        Series("ours, 8 slots", [*run, "ours", "--slots", "8"]),
-    ]
+    script = [str(HERE / "contestants.py")]
+    commands = {
+        "raw": [sys.executable, *script, "raw"],
+        "ours, 1 slot": [sys.executable, *script, "ours", "--slots", "1"],
+        "ours, 8 slots": [sys.executable, *script, "ours", "--slots", "8"],
+    }
     if chosen.peer_python:
-        peer = [chosen.peer_python, str(HERE / "contestants.py"), "peer"]
-        contestants += [Series(f"peer, {slots} slots", [*peer, "--slots", str(slots)]) for slots in (1, 8)]
-    command = [sys.executable, str(HERE / "endpoint.py"), "--latency-ms", str(chosen.latency_ms)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as endpoint:
-        assert endpoint.stdout is not None
-        base = f"http://127.0.0.1:{int(endpoint.stdout.readline())}"
-        try:
-            for number in range(chosen.repeats):
-                for series in contestants:
-                    measure(series, base, chosen.n)
-                    print(f"{number + 1}/{chosen.repeats} {series.label}: {series.rates[-1]:.0f} calls/s", flush=True)
-        finally:
-            endpoint.kill()
-    raise SystemExit(0 if report(contestants) else 1)
+        for slots in ("1", "8"):
+            commands[f"peer, {slots} slots"] = [chosen.peer_python, *script, "peer", "--slots", slots]
+    table = {label: Series() for label in commands}
+    with endpoint(chosen.latency_ms) as base:
+        for number in range(chosen.repeats):
+            for label, command in commands.items():
+                measured = measure(label, [*command, "--n", str(chosen.n)], base)
+                if measured.calls != chosen.n:
+                    raise SystemExit(f"{label}: the endpoint saw {measured.calls} calls instead of {chosen.n}")
+                table[label].append(measured)
+                print(f"{number + 1}/{chosen.repeats} {label}: {measured.rate:.0f} calls/s", flush=True)
+    met = report(table)
+    save("rollouts", [measurement for series in table.values() for measurement in series])
+    raise SystemExit(0 if met else 1)
 
 
 if __name__ == "__main__":
