@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -60,7 +60,7 @@ def check(
     loaded: LoadedRecipe, specs: Specs, *, root: Path | None = None, environ: Mapping[str, str] | None = None
 ) -> Report:
     """The checks of what lies around a recipe. ``root`` (default: cwd) is where entrypoints are looked up from."""
-    composition = loaded.composition.fresh()
+    composition = replace(loaded.composition, problems=[])
     check_callables(loaded.resolved, composition, root or Path.cwd(), set())
     check_stages(loaded.resolved, loaded.recipe.stages, specs, composition, set())
     missing = _missing(loaded.recipe, composition, os.environ if environ is None else environ)

@@ -7,14 +7,14 @@ each override. Mappings merge by key, everything else replaces. Every layer's se
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lightningrun.errors import Problem
 from lightningrun.recipe.leaks import is_key_like
-from lightningrun.recipe.source import MAX_BYTES, Mark, Node, Refused, parse, read_text
+from lightningrun.recipe.source import Mark, Node, Refused, parse, read_text
 from lightningrun.recipe.suggest import did_you_mean
 from lightningrun.recipe.trees import KeyPath, dotted
 from lightningrun.secrets import MASK, Masker
@@ -29,33 +29,14 @@ class Setting:
 
     file: str
     """The file as messages call it, or ``override 'a.b=1'``."""
-    line: int
-    column: int
-    key_line: int
-    key_column: int
+    at: Mark
+    key: Mark
     value: Any
     base: Path
     """The folder that relative paths in this layer start from."""
 
-    @property
-    def place(self) -> str:
-        return Problem("", self.file, self.line, self.column).where
-
     def __str__(self) -> str:
-        return f"{self.place}: {self.value!r}"
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A file or an override, as settings name it."""
-
-    file: str
-    base: Path
-    located: bool = True
-
-    def setting(self, key: Mark, value: Mark, plain: Any) -> Setting:
-        at = (*value, *key) if self.located else (0, 0, 0, 0)
-        return Setting(self.file, *at, plain, self.base)
+        return f"{Problem('', self.file, *self.at).where}: {self.value!r}"
 
 
 @dataclass(slots=True)
@@ -67,6 +48,7 @@ class Composition:
     tree: dict[str, Any] = field(default_factory=dict)
     settings: dict[KeyPath, list[Setting]] = field(default_factory=dict)
     sources: list[Path] = field(default_factory=list)
+    """Every file read, as often as it was."""
     problems: list[Problem] = field(default_factory=list)
 
     def setting(self, path: KeyPath) -> Setting | None:
@@ -82,35 +64,25 @@ class Composition:
         found = self.setting(path)
         if found is None:
             return Problem(message, self.name, hint=hint)
-        if at_key or path not in self.settings:
-            return Problem(message, found.file, found.key_line, found.key_column, hint)
-        return Problem(message, found.file, found.line, found.column, hint)
-
-    def fresh(self) -> Composition:
-        """The same layers without the problems."""
-        return replace(self, problems=[])
+        mark = found.key if at_key or path not in self.settings else found.at
+        return Problem(message, found.file, *mark, hint)
 
     def note(self, path: KeyPath, message: str, hint: str = "", *, at_key: bool = False) -> None:
         self.problems.append(self.problem(path, message, hint, at_key=at_key))
 
-    def add(self, node: Node, layer: Layer) -> None:
-        """Lay one more mapping over the tree."""
-        self.record((), node, node.mark, layer)
-        self.tree = overlay(self.tree, node.plain())
-
-    def record(self, path: KeyPath, node: Node, key: Mark, layer: Layer) -> None:
-        """Remember that ``layer`` sets ``path``, and all that lies below it, to ``node``."""
+    def record(self, path: KeyPath, node: Node, key: Mark, file: str, base: Path) -> None:
+        """Remember that a layer sets ``path``, and all that lies below it, to ``node``."""
         before = self.settings.get(path)
         if before and isinstance(before[-1].value, (dict, list)) and not isinstance(node.value, dict):
             for below in [other for other in self.settings if len(other) > len(path) and other[: len(path)] == path]:
                 del self.settings[below]
-        self.settings.setdefault(path, []).append(layer.setting(key, node.mark, node.plain() if path else None))
+        self.settings.setdefault(path, []).append(Setting(file, node.mark, key, node.plain() if path else None, base))
         if isinstance(node.value, dict):
             for name, (mark, inner) in node.value.items():
-                self.record((*path, name), inner, mark, layer)
+                self.record((*path, name), inner, mark, file, base)
         elif isinstance(node.value, list):
             for index, inner in enumerate(node.value):
-                self.record((*path, index), inner, inner.mark, layer)
+                self.record((*path, index), inner, inner.mark, file, base)
 
 
 def overlay(below: Any, above: Any) -> Any:
@@ -134,90 +106,69 @@ def shown_path(path: Path) -> str:
 
 def compose_file(path: Path, composition: Composition) -> None:
     """Read ``path`` and what it extends into ``composition``. Raises ``Refused`` if ``path`` itself cannot be read."""
-    _Extender(composition).visit(path, None)
+    path = Path(os.path.abspath(path))
+    text = read_text(path, shown_path(path))
+    composition.sources.append(path)
+    compose_text(text, shown_path(path), path.parent, composition, (path,))
 
 
-def compose_text(text: str, name: str, base: Path, composition: Composition, limit: int = MAX_BYTES) -> None:
-    """As ``compose_file`` for a text that messages call ``name`` and whose relative paths start from ``base``."""
-    if len(text) > limit or len(text.encode("utf-8", "replace")) > limit:
-        raise Refused(Problem(f"this recipe is larger than {limit >> 10} KiB", name))
-    _Extender(composition).layer(text, name, base, ())
-
-
-class _Extender:
-    def __init__(self, composition: Composition) -> None:
-        self.composition = composition
-        self.files = 0
-
-    def visit(self, path: Path, from_setting: tuple[str, Node] | None, above: tuple[Path, ...] = ()) -> None:
-        path = Path(os.path.abspath(path))
-        self.files += 1
-        if self.files > _MAX_FILES:
-            raise Refused(Problem(f"extends more than {_MAX_FILES} files", shown_path(path)))
-        try:
-            text = read_text(path, shown_path(path))
-        except Refused as refused:
-            if from_setting is None:
-                raise
-            file, node = from_setting
-            siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-            message = f"extends: {shown_path(path)}: {refused.problem.message}"
-            hint = "" if path.exists() else did_you_mean(path.name, siblings)
-            raise Refused(Problem(message, file, node.mark.line, node.mark.column, hint)) from None
-        if path not in self.composition.sources:
-            self.composition.sources.append(path)
-        self.layer(text, shown_path(path), path.parent, (*above, path))
-
-    def layer(self, text: str, file: str, base: Path, above: tuple[Path, ...]) -> None:
-        problems = self.composition.problems
-        node = parse(text, file, problems)
-        if not isinstance(node.value, dict):
-            empty = node.value is None
-            raise Refused(Problem("this recipe is empty" if empty else "a recipe is a mapping of keys", file, 1, 1))
-        extends = node.value.pop("extends", None)
-        for parent in self._parents(extends[1], file) if extends else ():
-            path = Path(os.path.abspath(base / parent.value))
-            if path in above:
-                message = f"extends: {shown_path(path)} extends itself"
-                problems.append(Problem(message, file, parent.mark.line, parent.mark.column))
-                continue
+def compose_text(text: str, file: str, base: Path, composition: Composition, above: tuple[Path, ...] = ()) -> None:
+    """As ``compose_file`` for a text that messages call ``file`` and whose relative paths start from ``base``."""
+    node = parse(text, file, composition.problems)
+    if not isinstance(node.value, dict):
+        empty = node.value is None
+        raise Refused(Problem("this recipe is empty" if empty else "a recipe is a mapping of keys", file, 1, 1))
+    _, extends = node.value.pop("extends", (None, None))
+    if extends is not None:
+        for parent in extends.value if isinstance(extends.value, list) else [extends]:
             try:
-                self.visit(path, (file, parent), above)
+                _extend(parent, file, base, composition, above)
             except Refused as refused:
-                problems.append(refused.problem)
-        self.composition.add(node, Layer(file, base))
+                composition.problems.append(refused.problem)
+    composition.record((), node, node.mark, file, base)
+    composition.tree = overlay(composition.tree, node.plain())
 
-    def _parents(self, node: Node, file: str) -> Iterator[Node]:
-        for entry in node.value if isinstance(node.value, list) else [node]:
-            if isinstance(entry.value, str) and entry.value and "${" not in entry.value:
-                yield entry
-            else:
-                message = "extends: must be a path, or a list of paths"
-                self.composition.problems.append(Problem(message, file, entry.mark.line, entry.mark.column))
+
+def _extend(parent: Node, file: str, base: Path, composition: Composition, above: tuple[Path, ...]) -> None:
+    if not isinstance(parent.value, str) or not parent.value or "${" in parent.value:
+        raise Refused(Problem("extends: must be a path, or a list of paths", file, *parent.mark))
+    path = Path(os.path.abspath(base / parent.value))
+    if path in above:
+        raise Refused(Problem(f"extends: {shown_path(path)} extends itself", file, *parent.mark))
+    if len(composition.sources) >= _MAX_FILES:
+        raise Refused(Problem(f"extends: more than {_MAX_FILES} files", file, *parent.mark))
+    try:
+        text = read_text(path, shown_path(path))
+    except Refused as refused:
+        hint = "" if path.exists() else did_you_mean(path.name, siblings(path))
+        message = f"extends: {shown_path(path)}: {refused.problem.message}"
+        raise Refused(Problem(message, file, *parent.mark, hint)) from None
+    composition.sources.append(path)
+    compose_text(text, shown_path(path), path.parent, composition, (*above, path))
+
+
+def siblings(path: Path) -> list[str]:
+    """Names of the files beside ``path``, for suggestions."""
+    return os.listdir(path.parent) if path.parent.is_dir() else []
 
 
 def apply_overrides(composition: Composition, overrides: Sequence[str], masker: Masker) -> None:
     """Lay each ``a.b.c=value`` over the tree, in order."""
     for override in overrides:
         key, equals, text = override.partition("=")
-        key = key.strip()
-        place = f"override '{_shown(key, override, masker)}'"
-        if not equals or not key or not all(key.split(".")):
+        keys = key.strip().split(".")
+        place = f"override '{f'{key.strip()}={MASK}' if is_key_like(keys[-1]) else masker.mask(override)}'"
+        if not equals or not all(keys):
             composition.problems.append(Problem("not of the form key=value", place, hint="as in stages.apo.rounds=3"))
             continue
-        found: list[Problem] = []
+        before = len(composition.problems)
         try:
-            node = parse(text, place, found)
+            node = parse(text, place, composition.problems, located=False)
         except Refused as refused:
-            composition.problems.append(Problem(refused.problem.message, place))
+            composition.problems.append(refused.problem)
             continue
-        composition.problems += [Problem(problem.message, place, hint=problem.hint) for problem in found]
-        if not found:
-            _lay(composition, key.split("."), node, place)
-
-
-def _shown(key: str, override: str, masker: Masker) -> str:
-    return f"{key}={MASK}" if is_key_like(key.split(".")[-1]) else masker.mask(override)
+        if len(composition.problems) == before:
+            _lay(composition, keys, node, place)
 
 
 def _lay(composition: Composition, keys: list[str], node: Node, place: str) -> None:
@@ -225,11 +176,11 @@ def _lay(composition: Composition, keys: list[str], node: Node, place: str) -> N
     below: Any = composition.tree
     containers: list[Any] = []
     for depth, key in enumerate(keys):
+        containers.append(below)
         if isinstance(below, list):
             if not key.isdecimal() or int(key) >= len(below):
                 composition.problems.append(Problem(f"'{dotted(path)}' has no item {key!r}", place))
                 return
-            containers.append(below)
             path, below = (*path, int(key)), below[int(key)]
             continue
         known = below if isinstance(below, dict) else {}
@@ -237,7 +188,6 @@ def _lay(composition: Composition, keys: list[str], node: Node, place: str) -> N
             message = f"no '{key}' in '{dotted(path)}'"
             composition.problems.append(Problem(message, place, hint=did_you_mean(key, known)))
             return
-        containers.append(below)
         path, below = (*path, key), known.get(key)
     value = node.plain()
     for container, step in zip(reversed(containers), reversed(path), strict=True):
@@ -245,8 +195,7 @@ def _lay(composition: Composition, keys: list[str], node: Node, place: str) -> N
             value = [*container[:step], overlay(container[step], value), *container[step + 1 :]]
         else:
             value = {step: value}
-    layer = Layer(place, Path.cwd(), located=False)
     for length in range(1, len(path)):
-        composition.settings.setdefault(path[:length], [layer.setting(Mark(0, 0), Mark(0, 0), {})])
-    composition.record(path, node, node.mark, layer)
+        composition.settings.setdefault(path[:length], [Setting(place, node.mark, node.mark, {}, Path.cwd())])
+    composition.record(path, node, node.mark, place, Path.cwd())
     composition.tree = overlay(composition.tree, value)

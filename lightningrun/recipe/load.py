@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,15 @@ from lightningrun.recipe.compose import (
     compose_file,
     compose_text,
     shown_path,
+    siblings,
 )
+from lightningrun.recipe.dump import to_yaml
 from lightningrun.recipe.interpolate import resolve
 from lightningrun.recipe.model import Recipe, StageConfig
-from lightningrun.recipe.source import Refused, read_text
+from lightningrun.recipe.source import Mark, Refused, read_text
 from lightningrun.recipe.suggest import did_you_mean
 from lightningrun.recipe.trees import KeyPath, block, dotted, leaves
-from lightningrun.recipe.validate import validate
+from lightningrun.recipe.validate import M, validate
 from lightningrun.secrets import Masker
 
 _FROZEN_BYTES = 8 << 20
@@ -35,7 +37,7 @@ _NOT_CONTENT = {"description", "vars", "tracking", "execution"}
 _MODEL_NOT_CONTENT = {"note", "concurrency", "timeout_s", "deadline_s", "retries", "price", "api_key_env"}
 
 
-_DEFAULT = Setting("default", 0, 0, 0, 0, None, Path())
+_DEFAULT = Setting("default", Mark(0, 0), Mark(0, 0), None, Path())
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +79,6 @@ class LoadedRecipe:
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML, which loads as the same recipe."""
-        from lightningrun.recipe.dump import to_yaml
-
         return to_yaml(self.resolved)
 
     def _find(self, key: str) -> tuple[KeyPath, Any]:
@@ -110,8 +110,8 @@ def load(
     directory) is where entrypoints are looked up from. Raises RecipeError with every problem.
     """
     path = Path(path)
-    composition = Composition(name=shown_path(path))
-    return _Loading(composition, path, overrides, specs, environ, root).run(lambda: compose_file(path, composition))
+    loading = _Loading(Composition(name=shown_path(path)), specs, environ, root)
+    return loading.run(path, overrides, lambda: compose_file(path, loading.composition))
 
 
 def load_text(
@@ -125,51 +125,45 @@ def load_text(
     base: Path | None = None,
 ) -> LoadedRecipe:
     """As ``load``, for a text that messages call ``name``; its relative paths start from ``base`` (default: root)."""
-    composition = Composition(name=name)
-    folder = base or root or Path.cwd()
-    loading = _Loading(composition, Path(name), overrides, specs, environ, root)
-    return loading.run(lambda: compose_text(text, name, folder, composition, _FROZEN_BYTES))
+    if len(text.encode("utf-8", "replace")) > _FROZEN_BYTES:
+        raise RecipeError([Problem(f"this recipe is larger than {_FROZEN_BYTES >> 10} KiB", name)])
+    loading = _Loading(Composition(name=name), specs, environ, root)
+    folder = base or loading.root
+    return loading.run(Path(name), overrides, lambda: compose_text(text, name, folder, loading.composition))
 
 
 class _Loading:
     """The steps of one load. Each adds its problems to the composition and works with what the last one left."""
 
     def __init__(
-        self,
-        composition: Composition,
-        path: Path,
-        overrides: Sequence[str],
-        specs: Specs,
-        environ: Mapping[str, str] | None,
-        root: Path | None,
+        self, composition: Composition, specs: Specs, environ: Mapping[str, str] | None, root: Path | None
     ) -> None:
         self.composition = composition
-        self.path = path
-        self.overrides = tuple(overrides)
         self.specs = specs
         self.root = root or Path.cwd()
         self.masker = Masker.from_environ(os.environ if environ is None else environ)
         self.wrong: set[KeyPath] = set()
+        """Paths that have been complained of."""
 
-    def run(self, compose: Any) -> LoadedRecipe:
+    def run(self, path: Path, overrides: Sequence[str], compose: Callable[[], None]) -> LoadedRecipe:
         composition = self.composition
         try:
             compose()
         except Refused as refused:
             raise RecipeError([*self._sorted(), refused.problem]) from None
-        apply_overrides(composition, self.overrides, self.masker)
+        apply_overrides(composition, overrides, self.masker)
         self.wrong |= leaks.find(composition.tree, composition.note, self.masker)
         tree, failed = resolve(composition.tree, composition.note)
         self.wrong |= failed
         self.wrong |= leaks.find_leaked(composition.tree, tree, composition.note, self.masker)
         self._unset(tree)
         self._paths(tree)
-        recipe = self._validate(tree)
+        recipe = self._recipe(tree)
         if composition.problems or recipe is None:
             raise RecipeError(self._sorted())
         tree.pop("vars", None)
-        sources = tuple(composition.sources)
-        return LoadedRecipe(recipe, self.path, tree, self.overrides, sources, _digest(recipe), composition)
+        sources = tuple(dict.fromkeys(composition.sources))
+        return LoadedRecipe(recipe, path, tree, tuple(overrides), sources, _digest(recipe), composition)
 
     def _unset(self, tree: dict[str, Any]) -> None:
         """Defaults that are made of other values, and values that a base recipe left to be set."""
@@ -212,32 +206,32 @@ class _Loading:
             if self.masker.mask(text) != text:
                 raise Refused(Problem("holds a secret, or what looks like one", shown_path(file)))
         except Refused as refused:
-            siblings = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
-            hint = refused.problem.hint if file.exists() else did_you_mean(file.name, siblings)
+            hint = refused.problem.hint if file.exists() else did_you_mean(file.name, siblings(file))
             message = f"{dotted(path)}.file: {refused.problem.where}: {refused.problem.message}"
             self.composition.note((*path, "file"), message, hint)
             text = "unreadable"
         del prompt["file"]
         prompt["text"] = text
 
-    def _validate(self, tree: dict[str, Any]) -> Recipe | None:
+    def _recipe(self, tree: dict[str, Any]) -> Recipe | None:
         composition = self.composition
         self._version(tree)
         raw_stages = tree.get("stages")
         rest = {key: value for key, value in tree.items() if key != "stages" or not isinstance(value, dict)}
-        recipe, wrong = validate(Recipe, rest, (), composition, self.masker, self.wrong)
-        self.wrong |= wrong
-        stages: dict[str, StageConfig] = {}
-        for stage, raw in raw_stages.items() if isinstance(raw_stages, dict) else ():
-            config = self._stage(stage, raw)
-            if config is not None:
-                stages[stage] = config
+        recipe = self._validate(Recipe, rest, ())
+        configs = {stage: self._stage(stage, raw) for stage, raw in block(tree, "stages").items()}
+        stages = {stage: config for stage, config in configs.items() if config is not None}
         if raw_stages == {} or "stages" not in tree:
             composition.note(("stages",), "missing key 'stages' in the recipe: at least one stage", at_key=True)
         checks.check_names(tree, composition)
         checks.check_callables(tree, composition, self.root, self.wrong)
         checks.check_stages(tree, stages, self.specs, composition, self.wrong)
         return recipe.model_copy(update={"stages": stages}) if recipe is not None else None
+
+    def _validate(self, model: type[M], data: Mapping[str, Any], at: KeyPath) -> M | None:
+        read, wrong = validate(model, data, at, self.composition, self.masker, self.wrong)
+        self.wrong |= wrong
+        return read
 
     def _version(self, tree: dict[str, Any]) -> None:
         version = tree.get("version", 1)
@@ -250,28 +244,24 @@ class _Loading:
 
     def _stage(self, stage: str, raw: Any) -> StageConfig | None:
         path: KeyPath = ("stages", stage)
+        known = f"it is one of {', '.join(self.specs)}"
+        kind = raw.get("type") if isinstance(raw, dict) else None
         if not isinstance(raw, dict):
             self.composition.note(path, f"{dotted(path)}: must be a mapping with a 'type'")
-            return None
-        kind = raw.get("type")
-        if not isinstance(kind, str):
-            message = (
-                f"missing key 'type' in 'stages.{stage}'" if kind is None else f"stages.{stage}.type: must be text"
-            )
-            self.composition.note(path, message, f"it is one of {', '.join(self.specs)}", at_key=True)
-            return None
-        if kind not in self.specs:
-            if (*path, "type") not in self.wrong:
-                message = f"stages.{stage}.type: no stage type '{kind}'"
-                self.composition.note((*path, "type"), message, did_you_mean(kind, self.specs))
-            return None
-        config, wrong = validate(self.specs[kind].config, raw, path, self.composition, self.masker, self.wrong)
-        self.wrong |= wrong
-        return config
+        elif kind is None:
+            self.composition.note(path, f"missing key 'type' in 'stages.{stage}'", known, at_key=True)
+        elif not isinstance(kind, str):
+            self.composition.note(path, f"stages.{stage}.type: must be text", known, at_key=True)
+        elif kind in self.specs:
+            return self._validate(self.specs[kind].config, raw, path)
+        elif (*path, "type") not in self.wrong:
+            message = f"stages.{stage}.type: no stage type '{kind}'"
+            self.composition.note((*path, "type"), message, did_you_mean(kind, self.specs))
+        return None
 
     def _sorted(self) -> list[Problem]:
         """Problems by place: the recipe's own file, then those that it extends, then overrides."""
-        files = [shown_path(source) for source in self.composition.sources]
+        files = dict.fromkeys(shown_path(source) for source in self.composition.sources)
         rank = {file: index for index, file in enumerate(files)}
         unique = dict.fromkeys(self.composition.problems)
         return sorted(unique, key=lambda p: (p.file.startswith("override"), rank.get(p.file, -1), p.line, p.column))

@@ -29,7 +29,8 @@ def json_schema(specs: Mapping[str, StageType]) -> dict[str, Any]:
     models: list[type[BaseModel]] = [Recipe, *(spec.config for spec in specs.values())]
     references, whole = models_json_schema([(model, "validation") for model in models], title="lightningrun recipe")
     definitions = whole["$defs"]
-    described = {model.__name__: _descriptions(model) for model in _below(Config)}
+    rooms = {model.__module__ for model in models}
+    described = {model.__name__: _descriptions(model) for model in _below(Config) if model.__module__ in rooms}
     for name, definition in definitions.items():
         _describe(definition, described.get(definition.get("title", name), {}))
     root = definitions.pop(references[(Recipe, "validation")]["$ref"].rsplit("/", 1)[-1])

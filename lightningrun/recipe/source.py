@@ -55,6 +55,9 @@ class Mark(NamedTuple):
     column: int
 
 
+_NOWHERE = Mark(0, 0)
+
+
 @dataclass(slots=True)
 class Node:
     """A value and its place. ``value`` is a scalar, a list of nodes, or a dict of key -> (mark of the key, node)."""
@@ -98,43 +101,42 @@ def read_text(path: Path, file: str, limit: int = MAX_BYTES, what: str = "recipe
         raise Refused(Problem("not UTF-8", file, line, column, "save it as UTF-8")) from None
 
 
-def parse(text: str, file: str, problems: list[Problem]) -> Node:
+def parse(text: str, file: str, problems: list[Problem], *, located: bool = True) -> Node:
     """The one document of ``text``.
 
     What can be passed over (a duplicate key, a tag) is added to ``problems``; raises ``Refused`` for the rest. ``file``
-    is what messages call the text.
+    is what messages call the text; ``located``: whether places in it mean anything to a person.
     """
     loader = None
     try:
         loader = _Loader(text)
-        return _Builder(loader, file, problems).document()
+        return _Builder(loader, file, problems, located).document()
     except yaml.MarkedYAMLError as error:
         at = error.problem_mark or error.context_mark
         message = f"not YAML: {error.problem or error.context}"
         if error.problem and error.context:
             message += f" ({error.context})"
-        raise Refused(Problem(message, file, at.line + 1 if at else 0, at.column + 1 if at else 0)) from None
+        mark = (at.line + 1, at.column + 1) if at and located else _NOWHERE
+        raise Refused(Problem(message, file, *mark)) from None
     except (yaml.YAMLError, UnicodeEncodeError) as error:
-        raise Refused(_unreadable(text, file, error)) from None
+        found = re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]", text)
+        if found is None:
+            raise Refused(Problem(f"not YAML: {str(error).splitlines()[0]}", file)) from None
+        line = text.count("\n", 0, found.start()) + 1
+        column = found.start() - text.rfind("\n", 0, found.start())
+        mark = (line, column) if located else _NOWHERE
+        raise Refused(Problem(f"not YAML: the character {found.group()!r} is not allowed", file, *mark)) from None
     finally:
         if loader is not None:
             loader.dispose()
 
 
-def _unreadable(text: str, file: str, error: Exception) -> Problem:
-    found = re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]", text)
-    if found is None:
-        return Problem(f"not YAML: {str(error).splitlines()[0]}", file)
-    line = text.count("\n", 0, found.start()) + 1
-    column = found.start() - text.rfind("\n", 0, found.start())
-    return Problem(f"not YAML: the character {found.group()!r} is not allowed", file, line, column)
-
-
 class _Builder:
     """Nodes from events. It recurses no deeper than ``MAX_DEPTH``, which is checked on the way down."""
 
-    def __init__(self, loader: Any, file: str, problems: list[Problem]) -> None:
+    def __init__(self, loader: Any, file: str, problems: list[Problem], located: bool) -> None:
         self.loader = loader
+        self.located = located
         self.file = file
         self.problems = problems
         self.anchors: dict[str, Node | None] = {}
@@ -145,13 +147,15 @@ class _Builder:
         root = None
         while not isinstance(event := self.loader.get_event(), yaml.StreamEndEvent):
             if isinstance(event, yaml.DocumentStartEvent) and root is not None:
-                self._refuse("a second YAML document", _start(event), "a recipe is one document: take the '---' out")
+                self._refuse(
+                    "a second YAML document", self._mark(event), "a recipe is one document: take the '---' out"
+                )
             if isinstance(event, yaml.NodeEvent):
                 root = self._node(event, 1)
-        return root or Node(None, Mark(1, 1))
+        return root or Node(None, Mark(1, 1) if self.located else _NOWHERE)
 
     def _node(self, event: Any, level: int, *, is_key: bool = False) -> Node:
-        mark = _start(event)
+        mark = self._mark(event)
         if isinstance(event, yaml.AliasEvent):
             return self._alias(str(event.anchor), mark, level)
         self._count(1, mark)
@@ -188,10 +192,8 @@ class _Builder:
     def _alias(self, anchor: str, mark: Mark, level: int) -> Node:
         target = self.anchors.get(anchor)
         if target is None:
-            inside = anchor in self.anchors
-            self._refuse(
-                f"'*{anchor}' stands inside itself" if inside else f"'*{anchor}' has no '&{anchor}' before it", mark
-            )
+            why = "stands inside itself" if anchor in self.anchors else f"has no '&{anchor}' before it"
+            self._refuse(f"'*{anchor}' {why}", mark)
         self._count(target.size, mark)
         if level + target.depth - 1 > MAX_DEPTH:
             self._refuse(f"nested deeper than {MAX_DEPTH} levels", mark)
@@ -217,6 +219,5 @@ class _Builder:
     def _refuse(self, message: str, mark: Mark, hint: str = "") -> NoReturn:
         raise Refused(Problem(message, self.file, *mark, hint))
 
-
-def _start(event: Any) -> Mark:
-    return Mark(event.start_mark.line + 1, event.start_mark.column + 1)
+    def _mark(self, event: Any) -> Mark:
+        return Mark(event.start_mark.line + 1, event.start_mark.column + 1) if self.located else _NOWHERE
