@@ -17,7 +17,7 @@ from lightningrun.recipe import locate, when
 from lightningrun.recipe.compose import Composition
 from lightningrun.recipe.model import Recipe, StageConfig
 from lightningrun.recipe.suggest import did_you_mean
-from lightningrun.recipe.trees import KeyPath, block, dotted
+from lightningrun.recipe.trees import KeyPath, block, dotted, split_path
 from lightningrun.types import ArtifactKind
 
 if TYPE_CHECKING:
@@ -85,9 +85,8 @@ def check_names(tree: Mapping[str, Any], composition: Composition) -> None:
     """Names that become file names or parts of dotted keys."""
     name = tree.get("name")
     if isinstance(name, str) and name and not _RECIPE_NAME.fullmatch(name):
-        composition.note(
-            ("name",), f"name: {name[:80]!r} cannot be a file name", "use letters, digits, '.', '_' and '-'"
-        )
+        message = f"name: {name[:80]!r} cannot be a file name"
+        composition.note(("name",), message, "use letters, digits, '.', '_' and '-'")
     for path in (("stages",), ("models",), ("agent", "prompts"), ("task", "data")):
         for key in block(tree, *path):
             if not _NAME.fullmatch(key):
@@ -97,14 +96,14 @@ def check_names(tree: Mapping[str, Any], composition: Composition) -> None:
 
 def check_callables(tree: Mapping[str, Any], composition: Composition, root: Path, wrong: set[KeyPath]) -> None:
     """Entrypoint, reward function and python models exist, seen without importing them."""
-    places: list[tuple[KeyPath, Any]] = [
-        (("agent", "entrypoint"), block(tree, "agent").get("entrypoint")),
-        (("reward", "function"), block(tree, "reward").get("function")),
-    ]
+    places: dict[KeyPath, Any] = {
+        ("agent", "entrypoint"): block(tree, "agent").get("entrypoint"),
+        ("reward", "function"): block(tree, "reward").get("function"),
+    }
     for role, model in block(tree, "models").items():
         if isinstance(model, dict) and model.get("provider") == "python":
-            places.append((("models", role, "name"), model.get("name")))
-    for path, entrypoint in places:
+            places["models", role, "name"] = model.get("name")
+    for path, entrypoint in places.items():
         if isinstance(entrypoint, str) and entrypoint and path not in wrong:
             try:
                 locate.check(entrypoint, root)
@@ -120,119 +119,104 @@ def check_stages(
     wrong: set[KeyPath],
 ) -> None:
     """What stages say of each other, of models and of the data. ``wrong`` paths have been reported already."""
-    _Pipeline(tree, specs, composition, wrong).check(configs)
+    models = block(tree, "models")
+    if models and "policy" not in models and configs:
+        message = "missing key 'policy' in 'models': the role that the agent talks to"
+        composition.note(("models",), message, did_you_mean("policy", models), at_key=True)
+    pipeline = _Pipeline(tree, specs, composition, wrong)
+    for stage, raw in pipeline.stages.items():
+        if isinstance(raw, dict):
+            pipeline.check(stage, raw, configs.get(stage))
 
 
 class _Pipeline:
     def __init__(self, tree: Mapping[str, Any], specs: Specs, composition: Composition, wrong: set[KeyPath]) -> None:
         self.composition = composition
         self.wrong = wrong
-        self.specs = specs
         self.models = block(tree, "models")
         self.splits = block(tree, "task", "data")
         self.stages = block(tree, "stages")
         self.order = list(self.stages)
+        kinds = {stage: raw.get("type") for stage, raw in self.stages.items() if isinstance(raw, dict)}
+        self.types = {stage: specs[kind] for stage, kind in kinds.items() if isinstance(kind, str) and kind in specs}
 
-    def check(self, configs: Mapping[str, StageConfig]) -> None:
-        if self.models and "policy" not in self.models and configs:
-            message = "missing key 'policy' in 'models': the role that the agent talks to"
-            self.composition.note(("models",), message, did_you_mean("policy", self.models), at_key=True)
-        for stage, raw in self.stages.items():
-            if not isinstance(raw, dict):
-                continue
-            self._when(stage, raw.get("when"))
-            self._inputs(stage, raw)
-            config = configs.get(stage)
-            if config is not None:
-                self._named(stage, config)
+    def check(self, stage: str, raw: Mapping[str, Any], config: StageConfig | None) -> None:
+        if isinstance(raw.get("when"), str):
+            self._when(stage, raw["when"])
+        if isinstance(raw.get("inputs"), dict) and stage in self.types:
+            self._inputs(stage, raw["inputs"], self.types[stage].consumes)
+        if config is not None:
+            self._named(stage, config)
 
     def _note(self, path: KeyPath, message: str, hint: str = "") -> None:
         if path not in self.wrong:
             self.composition.note(path, f"{dotted(path)}: {message}", hint)
 
-    def _type(self, stage: str) -> StageType | None:
-        raw = self.stages.get(stage)
-        kind = raw.get("type") if isinstance(raw, dict) else None
-        return self.specs.get(kind) if isinstance(kind, str) else None
-
     def _earlier(self, stage: str) -> list[str]:
         return self.order[: self.order.index(stage)]
 
-    def _order_problem(self, stage: str, other: str) -> str:
-        if other == stage:
-            return f"stage '{stage}' cannot read itself"
-        return f"stage '{other}' runs later" if other in self.order and other not in self._earlier(stage) else ""
+    def _runs_before(self, stage: str, path: KeyPath, other: str, hint: str | None = None) -> bool:
+        """Whether ``stage`` may read ``other``, as ``path`` says; a problem is noted if not."""
+        if other in self._earlier(stage):
+            return True
+        if other not in self.order:
+            near = did_you_mean(other, self._earlier(stage)) if hint is None else hint
+            self._note(path, f"no stage '{other}'", near)
+        elif other == stage:
+            self._note(path, f"stage '{stage}' cannot read itself")
+        else:
+            self._note(path, f"stage '{other}' runs later")
+        return False
 
-    def _when(self, stage: str, text: Any) -> None:
-        if not isinstance(text, str):
-            return
+    def _when(self, stage: str, text: str) -> None:
         path = ("stages", stage, "when")
         try:
-            condition = when.parse(text)
+            other = when.parse(text).stage
         except ValueError as error:
             self._note(path, str(error))
             return
-        other = condition.stage
-        if other is None:
-            return
-        if other not in self.order:
-            self._note(path, f"no stage '{other}'", did_you_mean(other, self._earlier(stage)))
-        elif problem := self._order_problem(stage, other):
-            self._note(path, problem)
+        if other is not None:
+            self._runs_before(stage, path, other)
 
-    def _inputs(self, stage: str, raw: Mapping[str, Any]) -> None:
-        spec = self._type(stage)
-        inputs = raw.get("inputs")
-        if spec is None or not isinstance(inputs, dict):
-            return
+    def _inputs(self, stage: str, inputs: Mapping[str, Any], consumes: Mapping[str, ArtifactKind]) -> None:
         for name, reference in inputs.items():
             path = ("stages", stage, "inputs", name)
-            if name not in spec.consumes:
-                hint = did_you_mean(name, spec.consumes) or "it takes no inputs"
+            if name not in consumes:
+                hint = did_you_mean(name, consumes) or "it takes no inputs"
                 message = f"unknown key '{name}' in 'stages.{stage}.inputs'"
                 self.composition.note(path, message, hint, at_key=True)
             elif isinstance(reference, str):
-                self._input(stage, path, reference, spec.consumes[name])
+                self._input(stage, path, reference, consumes[name])
 
     def _input(self, stage: str, path: KeyPath, reference: str, kind: ArtifactKind) -> None:
-        source, dot, output = reference.partition(".")
-        fitting = list(self._outputs(stage, kind))
+        source, _, output = reference.partition(".")
+        outputs = {
+            f"{earlier}.{name}": produced
+            for earlier in reversed(self._earlier(stage))
+            if earlier in self.types
+            for name, produced in self.types[earlier].produces.items()
+        }
+        fitting = [name for name, produced in outputs.items() if produced is kind]
         near = did_you_mean(reference, fitting) or f"no earlier stage gives {kind.value}"
-        if not dot or not output:
+        if not output:
             self._note(path, f"'{reference}' is not of the form <stage>.<output>", near)
-        elif source not in self.order:
-            self._note(path, f"no stage '{source}'", near)
-        elif problem := self._order_problem(stage, source):
-            self._note(path, problem)
-        elif (spec := self._type(source)) is not None:
-            if output not in spec.produces:
-                own = [f"{source}.{name}" for name in spec.produces]
+        elif self._runs_before(stage, path, source, near) and source in self.types:
+            if reference not in outputs:
+                own = [name for name in outputs if name.startswith(f"{source}.")]
                 self._note(path, f"stage '{source}' has no output '{output}'", did_you_mean(reference, own))
-            elif spec.produces[output] is not kind:
-                self._note(path, f"'{reference}' is {spec.produces[output].value}, and {kind.value} is needed", near)
-
-    def _outputs(self, stage: str, kind: ArtifactKind) -> Iterator[str]:
-        for earlier in reversed(self._earlier(stage)):
-            spec = self._type(earlier)
-            for name, produced in spec.produces.items() if spec else ():
-                if produced is kind:
-                    yield f"{earlier}.{name}"
+            elif outputs[reference] is not kind:
+                self._note(path, f"'{reference}' is {outputs[reference].value}, and {kind.value} is needed", near)
 
     def _named(self, stage: str, config: StageConfig) -> None:
         for key, role in config.roles():
             if role not in self.models:
-                self._note(self._path(stage, key), f"no model '{role}' in 'models'", did_you_mean(role, self.models))
+                self._note(_path(stage, key), f"no model '{role}' in 'models'", did_you_mean(role, self.models))
         for key, split in config.splits():
             if self.splits and split not in self.splits:
-                self._note(
-                    self._path(stage, key), f"no split '{split}' in 'task.data'", did_you_mean(split, self.splits)
-                )
+                self._note(_path(stage, key), f"no split '{split}' in 'task.data'", did_you_mean(split, self.splits))
         for key, other in config.references():
-            if other not in self.order:
-                self._note(self._path(stage, key), f"no stage '{other}'", did_you_mean(other, self._earlier(stage)))
-            elif problem := self._order_problem(stage, other):
-                self._note(self._path(stage, key), problem)
+            self._runs_before(stage, _path(stage, key), other)
 
-    @staticmethod
-    def _path(stage: str, key: str) -> KeyPath:
-        return ("stages", stage, *(int(part) if part.isdecimal() else part for part in key.split(".")))
+
+def _path(stage: str, key: str) -> KeyPath:
+    return ("stages", stage, *split_path(key))

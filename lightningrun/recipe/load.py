@@ -26,7 +26,7 @@ from lightningrun.recipe.interpolate import resolve
 from lightningrun.recipe.model import Recipe, StageConfig
 from lightningrun.recipe.source import Mark, Refused, read_text
 from lightningrun.recipe.suggest import did_you_mean
-from lightningrun.recipe.trees import KeyPath, block, dotted, leaves
+from lightningrun.recipe.trees import KeyPath, block, dotted, leaves, split_path
 from lightningrun.recipe.validate import M, validate
 from lightningrun.secrets import Masker
 
@@ -74,8 +74,7 @@ class LoadedRecipe:
 
     def problem(self, key: str, message: str, hint: str = "") -> Problem:
         """A problem located where the recipe sets ``key`` (dotted), or the nearest block around it."""
-        path = tuple(int(part) if part.isdecimal() else part for part in key.split(".")) if key else ()
-        return self.composition.problem(path, message, hint)
+        return self.composition.problem(split_path(key), message, hint)
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML, which loads as the same recipe."""

@@ -7,26 +7,17 @@ Python would look. No code of the user runs, not even a package's ``__init__``: 
 from __future__ import annotations
 
 import ast
-import importlib.machinery
 import importlib.util
 import pkgutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from lightningrun.recipe.suggest import did_you_mean, nearest
 
 _MAX_SOURCE_BYTES = 4 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Entrypoint:
-    """An entrypoint taken apart. One of ``module`` and ``path`` is empty."""
-
-    module: str
-    path: str
-    attr: str
+_NO_CALLABLES = (ast.Constant, ast.Dict, ast.List, ast.Set, ast.Tuple, ast.JoinedStr)
 
 
 class NotFound(Exception):
@@ -38,81 +29,72 @@ class NotFound(Exception):
         self.hint = hint
 
 
-def parse(entrypoint: str) -> Entrypoint:
-    """Take ``module:attr`` or ``file.py:attr`` apart. Raises ``NotFound`` if it is neither."""
-    place, colon, attr = entrypoint.rpartition(":")
-    if not colon or not place or not all(part.isidentifier() for part in attr.split(".")):
-        raise NotFound(f"'{entrypoint[:80]}' is not of the form module:attr or path/file.py:attr")
-    if place.endswith(".py") or "/" in place:
-        return Entrypoint("", place, attr)
-    if not all(part.isidentifier() for part in place.split(".")):
-        raise NotFound(f"'{place[:80]}' is not the name of a module", "write module:attr or path/file.py:attr")
-    return Entrypoint(place, "", attr)
-
-
 def check(entrypoint: str, root: Path) -> None:
     """Raises ``NotFound`` if there is no such callable, as far as can be seen without running anything."""
-    wanted = parse(entrypoint)
-    file = _find(wanted, root)
-    if file is None:
+    file, attr = _find(entrypoint, root)
+    names = _names(file) if file is not None else None
+    if file is None or names is None:
         return
-    names = _names(file)
-    first = wanted.attr.split(".")[0]
-    if names is None or first in names:
-        if names is not None and not names[first]:
-            raise NotFound(f"'{first}' in {_shown(file, root)} is not callable")
-        return
-    callables = [name for name, may_be_called in names.items() if may_be_called]
-    near = did_you_mean(first, [n for n in callables if not n.startswith("_")])
-    raise NotFound(f"{_shown(file, root)} defines no '{first}'", near)
+    first = attr.split(".")[0]
+    if first not in names:
+        near = did_you_mean(first, [name for name, called in names.items() if called and not name.startswith("_")])
+        raise NotFound(f"{_shown(file, root)} defines no '{first}'", near)
+    if not names[first]:
+        raise NotFound(f"'{first}' in {_shown(file, root)} is not callable")
 
 
 def source_file(entrypoint: str, root: Path) -> Path | None:
     """The Python file that holds an entrypoint, or None: not found, or not Python source."""
     try:
-        return _find(parse(entrypoint), root)
+        return _find(entrypoint, root)[0]
     except NotFound:
         return None
 
 
-def _find(wanted: Entrypoint, root: Path) -> Path | None:
-    """The source file; None for a module that has none (compiled). Raises ``NotFound``."""
-    if wanted.path:
-        path = root / wanted.path
+def _find(entrypoint: str, root: Path) -> tuple[Path | None, str]:
+    """The source file (None for a module that has none: compiled) and the attribute. Raises ``NotFound``."""
+    place, colon, attr = entrypoint.rpartition(":")
+    if not colon or not place or not all(part.isidentifier() for part in attr.split(".")):
+        raise NotFound(f"'{entrypoint[:80]}' is not of the form module:attr or path/file.py:attr")
+    if place.endswith(".py") or "/" in place:
+        path = root / place
         if path.is_file():
-            return path
+            return path, attr
         siblings = [entry.name for entry in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise NotFound(f"no file '{wanted.path}'", did_you_mean(path.name, siblings))
-    spec = _spec(wanted.module, root)
-    if spec.origin is None or not spec.origin.endswith(".py"):
-        if spec.loader is None:
-            raise NotFound(f"'{wanted.module}' is a folder without __init__.py, not a module")
-        return None
-    return Path(spec.origin)
+        raise NotFound(f"no file '{place}'", did_you_mean(path.name, siblings))
+    if not all(part.isidentifier() for part in place.split(".")):
+        raise NotFound(f"'{place[:80]}' is not the name of a module", "write module:attr or path/file.py:attr")
+    spec = _spec(place, root)
+    if spec.origin is not None and spec.origin.endswith(".py"):
+        return Path(spec.origin), attr
+    if spec.loader is None:
+        raise NotFound(f"'{place}' is a folder without __init__.py, not a module")
+    return None, attr
 
 
-def _spec(module: str, root: Path) -> importlib.machinery.ModuleSpec:
-    parts = module.split(".")
-    places: Sequence[str] = [str(root.resolve())]
-    spec: importlib.machinery.ModuleSpec | None = None
-    for depth, part in enumerate(parts):
-        spec = importlib.machinery.PathFinder.find_spec(part, list(places))
-        if spec is None and depth == 0:
+def _spec(module: str, root: Path) -> ModuleSpec:
+    done: list[str] = []
+    places = [str(root.resolve())]
+    spec: ModuleSpec | None = None
+    for part in module.split("."):
+        if spec is not None:
+            if spec.submodule_search_locations is None:
+                raise NotFound(f"'{'.'.join(done)}' is a module, not a package")
+            places = list(spec.submodule_search_locations)
+        spec = PathFinder.find_spec(part, places)
+        if spec is None and not done:
             spec = _installed(part)
-            places = [*places, *sys.path]
+            places += sys.path
         if spec is None:
             near = nearest(part, _modules_in(places))
-            hint = f"did you mean '{'.'.join([*parts[:depth], near])}'?" if near else ""
-            raise NotFound(f"no module '{'.'.join(parts[: depth + 1])}'", hint)
-        if depth < len(parts) - 1:
-            if spec.submodule_search_locations is None:
-                raise NotFound(f"'{'.'.join(parts[: depth + 1])}' is a module, not a package")
-            places = list(spec.submodule_search_locations)
+            hint = f"did you mean '{'.'.join([*done, near])}'?" if near else ""
+            raise NotFound(f"no module '{'.'.join([*done, part])}'", hint)
+        done.append(part)
     assert spec is not None
     return spec
 
 
-def _installed(top: str) -> importlib.machinery.ModuleSpec | None:
+def _installed(top: str) -> ModuleSpec | None:
     try:
         return importlib.util.find_spec(top)
     except (ImportError, ValueError):
@@ -144,7 +126,7 @@ def _names(file: Path) -> dict[str, bool] | None:
     return None if "*" in names or "__getattr__" in names else names
 
 
-def _bound(body: Sequence[ast.stmt]) -> Iterator[tuple[str, bool]]:
+def _bound(body: Sequence[ast.AST]) -> Iterator[tuple[str, bool]]:
     for statement in body:
         if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             yield statement.name, True
@@ -153,17 +135,8 @@ def _bound(body: Sequence[ast.stmt]) -> Iterator[tuple[str, bool]]:
                 yield (alias.asname or alias.name).split(".")[0], True
         elif isinstance(statement, (ast.Assign, ast.AnnAssign)):
             targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-            called = not isinstance(
-                statement.value, (ast.Constant, ast.Dict, ast.List, ast.Set, ast.Tuple, ast.JoinedStr)
-            )
+            called = not isinstance(statement.value, _NO_CALLABLES)
             for target in targets:
                 yield from ((n.id, called) for n in ast.walk(target) if isinstance(n, ast.Name))
-        elif isinstance(statement, (ast.If, ast.Try, ast.With, ast.For, ast.While)):
-            yield from _bound(_blocks(statement))
-
-
-def _blocks(statement: ast.If | ast.Try | ast.With | ast.For | ast.While) -> list[ast.stmt]:
-    inner = [*statement.body, *getattr(statement, "orelse", ()), *getattr(statement, "finalbody", ())]
-    for handler in getattr(statement, "handlers", ()):
-        inner += handler.body
-    return inner
+        elif isinstance(statement, (ast.If, ast.Try, ast.With, ast.For, ast.While, ast.ExceptHandler)):
+            yield from _bound(list(ast.iter_child_nodes(statement)))

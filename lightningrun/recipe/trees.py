@@ -13,6 +13,11 @@ def dotted(path: Sequence[str | int]) -> str:
     return ".".join(str(key) for key in path)
 
 
+def split_path(key: str) -> KeyPath:
+    """The path that a dotted key writes."""
+    return tuple(int(part) if part.isdecimal() else part for part in key.split(".")) if key else ()
+
+
 def leaves(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
     """Every scalar of a tree with its path."""
     if isinstance(value, dict):
