@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from lightningrun.recipe.suggest import did_you_mean
-from lightningrun.recipe.trees import KeyPath, dotted, get, leaves, replaced
+from lightningrun.recipe.trees import KeyPath, dotted, get, leaves, replaced, resolved_path
 
 _MAX_WEIGHT = 1 << 20
 _EVALUATION = 1000
@@ -36,9 +36,9 @@ def resolve(tree: dict[str, Any], note: Note) -> tuple[dict[str, Any], set[KeyPa
     if not texts:
         return tree, set()
     weigher = _Weigher(tree, texts, note)
-    failed = weigher.failed()
-    if weigher.too_heavy:
+    if weigher.too_heavy():
         return tree, set(texts)
+    failed = weigher.bad
     copied = {path: _copied(text, tree) for path, text in texts.items()}
     if all(value is not None for value in copied.values()):
         return replaced(tree, copied), set()
@@ -128,11 +128,7 @@ def _short(text: str) -> str:
 
 
 def _exists(tree: Any, name: str) -> bool:
-    try:
-        get(tree, tuple(name.split(".")))
-        return True
-    except KeyError:
-        return False
+    return resolved_path(tree, name.split(".")) is not None
 
 
 def _all_paths(tree: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
@@ -152,18 +148,17 @@ class _Weigher:
         self.weights: dict[KeyPath, float] = {}
         self.open: set[KeyPath] = set()
         self.bad: set[KeyPath] = set()
-        self.too_heavy = False
+        """Texts that lead back to themselves."""
 
-    def failed(self) -> set[KeyPath]:
-        """Texts that lead back to themselves; sets ``too_heavy`` if nothing should be resolved at all."""
+    def too_heavy(self) -> bool:
+        """Whether nothing should be resolved at all."""
         total = 0.0
         for path in self.texts:
             total += self._weigh(path)
             if total > _MAX_WEIGHT:
-                self.too_heavy = True
                 self.note(path, f"{dotted(path)}: its ${{...}} expand to too much", "")
-                break
-        return self.bad
+                return True
+        return False
 
     def _weigh(self, path: KeyPath) -> float:
         text = self.texts.get(path)
@@ -187,24 +182,12 @@ class _Weigher:
         """Every path of the tree that something inside ``${...}`` may name."""
         if re.search(r"\$\{\s*\$\{", text):
             yield ()
-        for dots, rest in _RELATIVE.findall(text):
-            yield from self._prefix((*path[: -len(dots)], *filter(None, rest.split("."))))
-        for inside in _insides(text):
-            for word in _WORD.findall(inside):
-                yield from self._prefix(tuple(filter(None, word.split("."))))
-
-    def _prefix(self, wanted: KeyPath) -> Iterator[KeyPath]:
-        try:
-            get(self.tree, wanted)
-            yield tuple(
-                int(k) if isinstance(k, str) and k.isdecimal() and not self._in_dict(wanted[:i], k) else k
-                for i, k in enumerate(wanted)
-            )
-        except KeyError:
-            return
-
-    def _in_dict(self, path: KeyPath, key: str) -> bool:
-        return isinstance(get(self.tree, path), dict)
+        relative = [(*path[: -len(dots)], *rest.split(".")) for dots, rest in _RELATIVE.findall(text)]
+        absolute = [word.split(".") for inside in _insides(text) for word in _WORD.findall(inside)]
+        for wanted in (*relative, *absolute):
+            found = resolved_path(self.tree, [key for key in wanted if key != ""])
+            if found is not None:
+                yield found
 
 
 def _insides(text: str) -> Iterator[str]:

@@ -243,14 +243,14 @@ class _Loading:
 
     def _stage(self, stage: str, raw: Any) -> StageConfig | None:
         path: KeyPath = ("stages", stage)
-        known = f"it is one of {', '.join(self.specs)}"
         kind = raw.get("type") if isinstance(raw, dict) else None
         if not isinstance(raw, dict):
             self.composition.note(path, f"{dotted(path)}: must be a mapping with a 'type'")
-        elif kind is None:
-            self.composition.note(path, f"missing key 'type' in 'stages.{stage}'", known, at_key=True)
         elif not isinstance(kind, str):
-            self.composition.note(path, f"stages.{stage}.type: must be text", known, at_key=True)
+            message = (
+                f"missing key 'type' in '{dotted(path)}'" if kind is None else f"{dotted(path)}.type: must be text"
+            )
+            self.composition.note(path, message, f"it is one of {', '.join(self.specs)}", at_key=True)
         elif kind in self.specs:
             return self._validate(self.specs[kind].config, raw, path)
         elif (*path, "type") not in self.wrong:

@@ -30,15 +30,26 @@ def leaves(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
         yield path, value
 
 
-def get(tree: Any, path: Sequence[str | int]) -> Any:
-    """The value at ``path``, whose list indices may be texts. Raises KeyError if there is none."""
+def resolved_path(tree: Any, path: Sequence[str | int]) -> KeyPath | None:
+    """``path`` with the indices of lists as numbers, or None if there is nothing at it."""
+    found: KeyPath = ()
     for key in path:
         if isinstance(tree, list) and str(key).isdecimal() and int(key) < len(tree):
-            tree = tree[int(key)]
-        elif isinstance(tree, Mapping) and key in tree:
-            tree = tree[key]
-        else:
-            raise KeyError(key)
+            key = int(key)
+        elif not isinstance(tree, Mapping) or key not in tree:
+            return None
+        found = (*found, key)
+        tree = tree[key]
+    return found
+
+
+def get(tree: Any, path: Sequence[str | int]) -> Any:
+    """The value at ``path``, whose list indices may be texts. Raises KeyError if there is none."""
+    found = resolved_path(tree, path)
+    if found is None:
+        raise KeyError(dotted(path))
+    for key in found:
+        tree = tree[key]
     return tree
 
 

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 
 from lightningrun.errors import UsageError
@@ -19,11 +21,36 @@ ROOMS: dict[str, str] = {
 ENTRY_POINTS = "lightningrun.stages"
 
 
-def specs() -> dict[str, StageSpec]:
-    """Every stage type by name, ours first. Raises UsageError naming the plugin that is broken."""
-    table: dict[str, StageSpec] = {name: importlib.import_module(module).SPEC for name, module in ROOMS.items()}
+def specs() -> Mapping[str, StageSpec]:
+    """Every stage type by name, ours first.
+
+    Other packages are looked through (25 ms) only when the types are listed or one is asked for that is not ours; that
+    raises UsageError naming the plugin that is broken.
+    """
+    return _Specs()
+
+
+class _Specs(Mapping[str, StageSpec]):
+    def __getitem__(self, name: str) -> StageSpec:
+        return _room(name) if name in ROOMS else _plugins()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*ROOMS, *_plugins()])
+
+    def __len__(self) -> int:
+        return len(ROOMS) + len(_plugins())
+
+
+def _room(name: str) -> StageSpec:
+    spec: StageSpec = importlib.import_module(ROOMS[name]).SPEC
+    return spec
+
+
+@functools.cache
+def _plugins() -> dict[str, StageSpec]:
+    table: dict[str, StageSpec] = {}
     for point in entry_points(group=ENTRY_POINTS):
-        if point.name in table:
+        if point.name in ROOMS or point.name in table:
             raise UsageError(f"the stage type {point.name!r} of {_origin(point)} exists already", hint="uninstall one")
         table[point.name] = _plugin(point)
     return table
