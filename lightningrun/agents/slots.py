@@ -23,7 +23,7 @@ from lightningrun.types import Json
 
 _IMPORT_TIMEOUT_S = 180.0
 _PATIENCE_S = 0.04
-_BRISK = 8
+_BRISK = 6
 """A group that frees so many slots in ``_PATIENCE_S`` has the machine busy: more processes would not make it faster."""
 
 
@@ -255,15 +255,15 @@ class SlotGroup:
         self._alarm = asyncio.get_running_loop().call_later(_PATIENCE_S, self._grow)
 
     def _grow(self) -> None:
-        """Make a slot for each job that waits, unless those there are will do."""
+        """Make half as many slots again for jobs that wait, unless those there are will do."""
         self._alarm = None
-        while self._waiting and self._made < self.size:
-            if self._starting or self._freed >= _BRISK:
-                self._watch()
-                return
+        enough = self._made if self._starting or self._freed >= _BRISK else self._made + max(1, self._made // 2)
+        while self._waiting and self._made < min(self.size, enough):
             turn = self._waiting.popleft()
             if not turn.done():
                 turn.set_result(self._make())
+        if self._waiting and self._made < self.size:
+            self._watch()
 
     def _make(self) -> Slot:
         self._made += 1
