@@ -27,7 +27,7 @@ from lightningrun.recipe.model import Recipe, StageConfig
 from lightningrun.recipe.source import Mark, Refused, read_text
 from lightningrun.recipe.suggest import did_you_mean
 from lightningrun.recipe.trees import KeyPath, block, dotted, leaves, split_path
-from lightningrun.recipe.validate import M, validate
+from lightningrun.recipe.validate import validate
 from lightningrun.secrets import Masker
 
 _FROZEN_BYTES = 8 << 20
@@ -217,7 +217,7 @@ class _Loading:
         self._version(tree)
         raw_stages = tree.get("stages")
         rest = {key: value for key, value in tree.items() if key != "stages" or not isinstance(value, dict)}
-        recipe = self._validate(Recipe, rest, ())
+        recipe = validate(Recipe, rest, (), composition, self.masker, self.wrong)
         configs = {stage: self._stage(stage, raw) for stage, raw in block(tree, "stages").items()}
         stages = {stage: config for stage, config in configs.items() if config is not None}
         if raw_stages == {} or "stages" not in tree:
@@ -226,11 +226,6 @@ class _Loading:
         checks.check_callables(tree, composition, self.root, self.wrong)
         checks.check_stages(tree, stages, self.specs, composition, self.wrong)
         return recipe.model_copy(update={"stages": stages}) if recipe is not None else None
-
-    def _validate(self, model: type[M], data: Mapping[str, Any], at: KeyPath) -> M | None:
-        read, wrong = validate(model, data, at, self.composition, self.masker, self.wrong)
-        self.wrong |= wrong
-        return read
 
     def _version(self, tree: dict[str, Any]) -> None:
         version = tree.get("version", 1)
@@ -252,7 +247,7 @@ class _Loading:
             )
             self.composition.note(path, message, f"it is one of {', '.join(self.specs)}", at_key=True)
         elif kind in self.specs:
-            return self._validate(self.specs[kind].config, raw, path)
+            return validate(self.specs[kind].config, raw, path, self.composition, self.masker, self.wrong)
         elif (*path, "type") not in self.wrong:
             message = f"stages.{stage}.type: no stage type '{kind}'"
             self.composition.note((*path, "type"), message, did_you_mean(kind, self.specs))

@@ -20,21 +20,23 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def validate(
-    model: type[M], data: Mapping[str, Any], at: KeyPath, composition: Composition, masker: Masker, skip: set[KeyPath]
-) -> tuple[M | None, set[KeyPath]]:
-    """``data`` as ``model``, and the paths that were wrong.
+    model: type[M], data: Mapping[str, Any], at: KeyPath, composition: Composition, masker: Masker, wrong: set[KeyPath]
+) -> M | None:
+    """``data`` as ``model``.
 
-    Each complaint is noted in ``composition``, except at ``skip`` (already reported). Wrong keys are left out and the
-    rest is tried once more, so that later checks have something to look at; None if that fails too.
+    Each complaint is noted in ``composition`` and its path added to ``wrong``, except at what is there already. Wrong
+    keys are left out and the rest is tried once more, so that later checks have something to look at; None if that
+    fails too.
     """
     try:
-        return _read(model, data), set()
+        return _read(model, data)
     except ValidationError as error:
-        wrong = _note_all(error, model, data, at, composition, masker, skip)
+        found = _note_all(error, model, data, at, composition, masker, wrong)
+    wrong |= found
     try:
-        return _read(model, without(data, {path[len(at) :] for path in wrong})), wrong
+        return _read(model, without(data, {path[len(at) :] for path in found}))
     except ValidationError:
-        return None, wrong
+        return None
 
 
 def _read(model: type[M], data: Mapping[str, Any]) -> M:
