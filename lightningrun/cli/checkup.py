@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightningrun.cli.formats import merged
 from lightningrun.errors import LightningError
+from lightningrun.tracking.formats import merged
 
 if TYPE_CHECKING:
     from lightningrun.runner import Experiment

@@ -9,8 +9,8 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from lightningrun.cli import options
-from lightningrun.cli.formats import merged, plural, usd
 from lightningrun.errors import ExitCode, LightningError, Missing, UsageError
+from lightningrun.tracking.formats import merged, plural, usd
 
 if TYPE_CHECKING:
     from lightningrun.runner import Plan, StagePlan

@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from lightningrun.cli import options
-from lightningrun.cli.formats import UI_PORT
 from lightningrun.errors import ExitCode
 
 
@@ -27,7 +26,9 @@ def doctor(recipe: str | None, call: bool, runs_dir: str) -> int:
 
 @click.command("ui", short_help="Open MLflow on the runs folder's store.")
 @options.runs_dir_option
-@click.option("--port", type=click.IntRange(1, 65535), default=UI_PORT, show_default=True, help="First port to try.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=options.UI_PORT, show_default=True, help="First port to try."
+)
 def ui(runs_dir: str, port: int) -> int:
     """Serve the MLflow store on loopback and print the link to the comparison of runs. Ctrl-C ends it."""
     from lightningrun.tracking.ui import serve
@@ -36,7 +37,7 @@ def ui(runs_dir: str, port: int) -> int:
 
 
 @click.command("sync", short_help="Send what MLflow still lacks of a run.")
-@options.run_argument("run", required=False, default="latest")
+@options.latest_run_argument
 @options.runs_dir_option
 def sync(run: str, runs_dir: str) -> int:
     """Mirror what is missing of RUN (default: the latest) into MLflow; doing it twice changes nothing."""

@@ -15,6 +15,9 @@ from lightningrun.errors import UsageError
 if TYPE_CHECKING:
     from lightningrun.runner import Experiment
 
+UI_PORT = 5000
+"""Where `lightningrun ui` serves unless told otherwise."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -110,15 +113,8 @@ def require_file(recipe: str) -> None:
     )
 
 
-def complete_runs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Shell completion of a RUN argument."""
-    folder = Path(ctx.params.get("runs_dir") or "runs")
-    names = sorted(path.parent.name for path in folder.glob("*/journal.jsonl"))
-    return [name for name in [*names, "latest"] if name.startswith(incomplete)]
-
-
-def run_argument(name: str = "run", **attributes: Any) -> Callable[[F], F]:
-    return click.argument(name, metavar=name.upper(), shell_complete=complete_runs, **attributes)
+def latest_run_argument(function: F) -> F:
+    return click.argument("run", metavar="RUN", required=False, default="latest")(function)
 
 
 def print_error(text: str, color: bool | None = None) -> None:

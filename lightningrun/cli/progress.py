@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Any
 
-from lightningrun.cli.formats import count, duration, headline, merged, number, spent, usd
 from lightningrun.cli.options import silence
+from lightningrun.tracking.formats import count, duration, headline, merged, number, spent, usd
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

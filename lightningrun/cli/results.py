@@ -7,13 +7,13 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
 from lightningrun.cli import options
-from lightningrun.cli.formats import count, duration, interval, number, usd
 from lightningrun.errors import UsageError
+from lightningrun.tracking.formats import count, duration, interval, number, unified_diff, usd
 
 if TYPE_CHECKING:
     from lightningrun.tracking.summary import RunSummary
@@ -42,24 +42,22 @@ def runs(last: int, runs_dir: str, as_json: bool) -> None:
 
 
 @click.command("show", short_help="The summary of a run.")
-@options.run_argument("run", required=False, default="latest")
+@options.latest_run_argument
 @options.runs_dir_option
 @options.json_option("Everything, as JSON.")
 def show(run: str, runs_dir: str, as_json: bool) -> None:
     """Show what happened in RUN (default: the latest)."""
-    folder = _opened(run, runs_dir)
+    summary = _opened(run, runs_dir)
     if as_json:
-        from lightningrun.tracking.summary import summarise
-
-        click.echo(json.dumps(summarise(folder).to_json(), indent=1, ensure_ascii=False, default=str))
+        click.echo(json.dumps(summary.to_json(), indent=1, ensure_ascii=False, default=str))
     else:
         from lightningrun.cli import summaries
 
-        summaries.show_run(folder)
+        summaries.show_run(summary)
 
 
 @click.command("logs", short_help="What a run, or one stage of it, said.")
-@options.run_argument("run", required=False, default="latest")
+@options.latest_run_argument
 @click.argument("stage", required=False, metavar="[STAGE]")
 @options.runs_dir_option
 def logs(run: str, stage: str | None, runs_dir: str) -> None:
@@ -67,7 +65,7 @@ def logs(run: str, stage: str | None, runs_dir: str) -> None:
     from lightningrun.cli.progress import describe
     from lightningrun.files import read_journal
 
-    folder = _opened(run, runs_dir)
+    folder = _opened(run, runs_dir).path
     stages = sorted(path.name for path in (folder / "stages").glob("*"))
     if stage is not None and stage not in stages:
         close = difflib.get_close_matches(stage, stages, n=1)
@@ -86,42 +84,37 @@ def logs(run: str, stage: str | None, runs_dir: str) -> None:
 
 
 @click.command("diff", short_help="What differs between two runs: recipe, prompts, metrics.")
-@options.run_argument("a")
-@options.run_argument("b")
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
 @options.runs_dir_option
 def diff(a: str, b: str, runs_dir: str) -> None:
     """Compare runs A and B: their resolved recipes, the prompts they ended with, and their metrics."""
-    from lightningrun.tracking.summary import summarise
-
     one, two = _opened(a, runs_dir), _opened(b, runs_dir)
-    old, new = dict(_flatten(_resolved(one))), dict(_flatten(_resolved(two)))
     click.secho("recipe", bold=True)
-    _print_changes(old, new)
+    _print_changes(_settings(one), _settings(two))
     click.secho("prompts", bold=True)
     before, after = _prompts(one)[0], _prompts(two)[0]
     if before == after:
         click.echo("  the same")
     for name in [*before, *(name for name in after if name not in before)]:
-        _print_diff(_unified(before.get(name, ""), after.get(name, ""), f"{one.name}/{name}", f"{two.name}/{name}"))
+        texts = before.get(name, ""), after.get(name, "")
+        _print_diff(unified_diff(*texts, f"{one.run}/{name}", f"{two.run}/{name}"), indent="  ")
     click.secho("metrics", bold=True)
-    _print_changes(_metrics(summarise(one)), _metrics(summarise(two)))
+    _print_changes(_metrics(one), _metrics(two))
 
 
 @click.command("compare", short_help="Compare runs side by side.")
-@options.run_argument("references", nargs=-1, required=True)
+@click.argument("references", metavar="REFERENCES", nargs=-1, required=True)
 @click.option(
     "--format", "style", type=click.Choice(["table", "md", "json", "html"]), default="table", show_default=True
 )
 @options.runs_dir_option
 def compare(references: tuple[str, ...], style: str, runs_dir: str) -> None:
     """Compare two or more runs: scores with intervals, spending, and where their recipes differ."""
-    from lightningrun.tracking.summary import summarise
-
-    folders = [_opened(reference, runs_dir) for reference in references]
-    if len(folders) < 2:
+    found = [_opened(reference, runs_dir) for reference in references]
+    if len(found) < 2:
         raise UsageError("compare needs two runs or more", hint="`lightningrun runs` lists them")
-    found = [summarise(folder) for folder in folders]
-    varying = _varying(folders)
+    varying = _varying(found)
     rows = [
         _row(run, *COLUMNS) | {key: number(values[i]) for key, values in varying.items()} for i, run in enumerate(found)
     ]
@@ -139,18 +132,18 @@ def compare(references: tuple[str, ...], style: str, runs_dir: str) -> None:
 
 
 @click.command("prompt", short_help="Print the best prompt of a run.")
-@options.run_argument("run", required=False, default="latest")
+@options.latest_run_argument
 @click.option("--name", help="Which prompt, when there are several.")
 @click.option("--diff", "as_diff", is_flag=True, help="As a diff from the prompt that the run began with.")
 @options.runs_dir_option
 @options.json_option("All prompts, by name.")
 def prompt(run: str, name: str | None, as_diff: bool, runs_dir: str, as_json: bool) -> None:
     """Print the prompt that RUN (default: the latest) ended with: its text and nothing else."""
-    folder = _opened(run, runs_dir)
-    best, seed, note = _prompts(folder)
+    summary = _opened(run, runs_dir)
+    best, seed, note = _prompts(summary)
     if name is not None:
         if name not in best:
-            raise UsageError(f"no prompt {name!r} in {folder.name}", hint=f"there is {', '.join(best) or 'none'}")
+            raise UsageError(f"no prompt {name!r} in {summary.run}", hint=f"there is {', '.join(best) or 'none'}")
         best = {name: best[name]}
     if note:
         click.echo(note, err=True)
@@ -158,39 +151,33 @@ def prompt(run: str, name: str | None, as_diff: bool, runs_dir: str, as_json: bo
         click.echo(json.dumps(best, indent=1, ensure_ascii=False))
     elif as_diff:
         for key, text in best.items():
-            _print_diff(_unified(seed.get(key, ""), text, f"{key} (before)", f"{key} (after)"), indent="")
+            _print_diff(unified_diff(seed.get(key, ""), text, f"{key} (before)", f"{key} (after)"))
     elif len(best) != 1:
-        raise UsageError(f"{folder.name} has {len(best)} prompts", hint=f"--name one of {', '.join(best)}, or --json")
+        raise UsageError(f"{summary.run} has {len(best)} prompts", hint=f"--name one of {', '.join(best)}, or --json")
     else:
         click.echo(next(iter(best.values())).rstrip("\n"))
 
 
 @click.command("export", short_help="Print a recipe that reproduces a run.")
-@options.run_argument("run", required=False, default="latest")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write it to a file.")
+@options.latest_run_argument
+@options.output_option
 @options.runs_dir_option
-def export(run: str, output: Path | None, runs_dir: str) -> None:
+def export(run: str, output: IO[str], runs_dir: str) -> None:
     """Print one self-contained recipe that reproduces RUN: everything resolved, prompts inlined."""
-    folder = _opened(run, runs_dir)
-    text = f"# reproduces {folder.name}; run it from {_cwd(folder)}\n{_read_resolved(folder)}"
-    if output is None:
-        click.echo(text, nl=False)
-    else:
-        output.write_text(text, "utf-8")
+    from lightningrun.tracking.summary import read_json
+
+    folder = _opened(run, runs_dir).path
+    cwd = read_json(folder / "lock.json").get("cwd", "the folder of its agent")
+    output.write(f"# reproduces {folder.name}; run it from {cwd}\n{_read_resolved(folder)}")
 
 
-def _opened(reference: str, runs_dir: str) -> Path:
+def _opened(reference: str, runs_dir: str) -> RunSummary:
+    from lightningrun.tracking.summary import summarise
+
     folder = options.find_run(reference, runs_dir)
     if not (folder / "journal.jsonl").is_file():
         raise UsageError("this run has no journal: it ended before it began", where=str(folder))
-    return folder
-
-
-def _cwd(folder: Path) -> str:
-    try:
-        return str(json.loads((folder / "lock.json").read_text("utf-8"))["cwd"])
-    except (OSError, ValueError, KeyError):
-        return "the folder of its agent"
+    return summarise(folder)
 
 
 def _read_resolved(folder: Path) -> str:
@@ -200,26 +187,23 @@ def _read_resolved(folder: Path) -> str:
         raise UsageError(f"no resolved recipe: {error.strerror}", where=str(folder)) from None
 
 
-def _resolved(folder: Path) -> dict[str, Any]:
+def _settings(run: RunSummary) -> dict[str, Any]:
+    """The resolved recipe by dotted key."""
     import yaml
 
-    return dict(yaml.safe_load(_read_resolved(folder)) or {})
+    return dict(_flatten(yaml.safe_load(_read_resolved(run.path)) or {}))
 
 
-def _prompts(folder: Path) -> tuple[dict[str, str], dict[str, str], str]:
+def _prompts(run: RunSummary) -> tuple[dict[str, str], dict[str, str], str]:
     """(prompts that ship, prompts at the start, a note if the search's winner was not promoted)."""
-    from lightningrun.runfolder import RunFolder
-    from lightningrun.tracking.summary import summarise
-    from lightningrun.types import ArtifactKind
+    from lightningrun.tracking.summary import seed_prompts
 
-    declared = _resolved(folder).get("agent", {}).get("prompts") or {}
-    seed = {name: p if isinstance(p, str) else p.get("text") or "" for name, p in declared.items()}
-    run, best = summarise(folder), dict(seed)
+    seed = seed_prompts(run.path)
+    best = dict(seed)
     for stage in run.stages:
-        state = RunFolder(folder).read_state(stage.id)
-        for artifact in state.stage_result().outputs.values() if state is not None and state.done else ():
-            if artifact.kind is ArtifactKind.PROMPTS:
-                best.update(artifact.value or {})
+        for artifact in stage.outputs.values():
+            if artifact["kind"] == "prompts":
+                best.update(artifact["value"] or {})
     kept = [change.name for change in run.prompts if not change.promoted and change.best != change.seed]
     note = f"note: the search's {', '.join(kept)} did not win beyond chance; this is the prompt it began with"
     return best, seed, note if kept else ""
@@ -233,9 +217,9 @@ def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _varying(folders: list[Path]) -> dict[str, list[Any]]:
+def _varying(runs: list[RunSummary]) -> dict[str, list[Any]]:
     """Recipe keys whose values are not the same in all runs; long texts as their first words."""
-    flat = [dict(_flatten(_resolved(folder))) for folder in folders]
+    flat = [_settings(run) for run in runs]
     keys = dict.fromkeys(key for one in flat for key in one)
     found = {key: [_short(one.get(key, "(absent)")) for one in flat] for key in keys}
     raw = {key: [one.get(key) for one in flat] for key in keys}
@@ -260,13 +244,9 @@ def _metrics(run: RunSummary) -> dict[str, Any]:
     return {f"{stage.id}.{name}": value for stage in run.stages for name, value in stage.metrics.items()}
 
 
-def _unified(before: str, after: str, old: str, new: str) -> list[str]:
-    return list(difflib.unified_diff(before.splitlines(), after.splitlines(), old, new, lineterm=""))
-
-
-def _print_diff(lines: list[str], indent: str = "  ") -> None:
+def _print_diff(diff: str, indent: str = "") -> None:
     colors = {"+": "green", "-": "red", "@": "cyan"}
-    for line in lines:
+    for line in diff.splitlines():
         click.secho(f"{indent}{line}", fg=colors.get(line[:1]))
 
 

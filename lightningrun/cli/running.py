@@ -69,7 +69,7 @@ def run(
 
 
 @click.command("resume", short_help="Go on with an interrupted run.")
-@options.run_argument("run", required=False, default="latest")
+@options.latest_run_argument
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @options.runs_dir_option
 @options.view_options
@@ -122,8 +122,9 @@ def _follow(
         view.close()
     if not as_json and not quiet:
         from lightningrun.cli import summaries
+        from lightningrun.tracking.summary import summarise
 
-        summaries.show_run(runs_dir / seen["run"], mirror)
+        summaries.show_run(summarise(runs_dir / seen["run"]), mirror)
     if seen["error"]:
         _print_failure(seen, runs_dir)
     return int(seen["exit_code"])

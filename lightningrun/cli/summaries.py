@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lightningrun.cli.formats import UI_PORT, count, duration, headline, interval, merged, number, plural, usd
+from lightningrun.cli import options
+from lightningrun.tracking.formats import count, duration, headline, interval, merged, number, plural, total, usd
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import RenderableType
     from rich.table import Table
 
     from lightningrun.tracking.comparison import Headline
     from lightningrun.tracking.mirror import MirrorState
-    from lightningrun.tracking.summary import RunSummary, StageSummary
+    from lightningrun.tracking.summary import PromptChange, RunSummary, StageSummary
 
 MAX_WIDTH = 120
 _STATUS_STYLES = {
@@ -27,15 +28,6 @@ _STATUS_STYLES = {
     "killed": "red",
     "interrupted": "yellow",
 }
-
-
-def console() -> Console:
-    """Standard output; a file or a pipe gets full width and no colours."""
-    from rich.console import Console
-
-    plain = Console(highlight=False, markup=False, emoji=False)
-    width = min(plain.width, MAX_WIDTH) if sys.stdout.isatty() else MAX_WIDTH
-    return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def grid(*headings: str, right: Sequence[str] = (), fold: str = "") -> Table:
@@ -49,58 +41,49 @@ def grid(*headings: str, right: Sequence[str] = (), fold: str = "") -> Table:
     return table
 
 
-def show(table: Table) -> None:
-    """Print one table."""
-    out = console()
+def show(*sections: RenderableType) -> None:
+    """Print sections with an empty line between them. A file or a pipe gets full width and no colours."""
+    from rich.console import Console
+
+    out = Console(highlight=False, markup=False, emoji=False)
+    out.width = min(out.width, MAX_WIDTH) if sys.stdout.isatty() else MAX_WIDTH
     with out.capture() as captured:
-        out.print(table)
-    _echo(captured.get(), out)
+        for index, section in enumerate(sections):
+            if index:
+                out.print()
+            out.print(section)
+    # Without the blanks that fill a table's last column: a file keeps them, and diffs show them.
+    text = "\n".join(line.rstrip() for line in captured.get().splitlines())
+    click.echo(text, color=out.is_terminal and not out.no_color)
 
 
-def _echo(text: str, out: Console) -> None:
-    """Print without the blanks that fill a table's last column: a file keeps them, and diffs show them."""
-    click.echo("\n".join(line.rstrip() for line in text.splitlines()), color=out.is_terminal and not out.no_color)
-
-
-def show_run(run_dir: Path, mirror: MirrorState | None = None) -> None:
+def show_run(run: RunSummary, mirror: MirrorState | None = None) -> None:
     """Everything that a person wants to know of a run, on one screen."""
-    from lightningrun.tracking.summary import summarise
-
-    run = summarise(run_dir)
-    out = console()
-    with out.capture() as captured:
-        _show_all(out, run, mirror)
-    _echo(captured.get(), out)
-
-
-def _show_all(out: Console, run: RunSummary, mirror: MirrorState | None) -> None:
-    _show_title(out, run)
-    if run.headline is not None:
-        _show_headline(out, run.headline)
-    _show_stages(out, run)
-    for change in run.prompts:
-        verdict = "promoted" if change.promoted else "NOT promoted: the seed stays"
-        out.print(f"\nprompt {change.name!r}, {verdict} by {change.stage}", style="bold")
-        _show_diff(out, change.diff)
-    _show_tags(out, run)
-    _show_costs(out, run)
-    _show_paths(out, run, mirror)
+    tables = [_tags(run), _costs(run)]
+    show(
+        _title(run),
+        *([_headline(run.headline)] if run.headline is not None else []),
+        _stages(run),
+        *map(_prompt, run.prompts),
+        *(table for table in tables if table.row_count),
+        _paths(run, mirror),
+    )
 
 
-def _show_title(out: Console, run: RunSummary) -> None:
+def _title(run: RunSummary) -> RenderableType:
+    from rich.console import Group
+    from rich.rule import Rule
     from rich.text import Text
 
-    out.rule(style="dim")
     title = Text.assemble((run.name, "bold"), "  ", (run.status, _STATUS_STYLES.get(run.status, "")))
     title.append(f" in {duration(run.duration_s)}" + (f", {plural(run.attempts, 'sitting')}" * (run.attempts > 1)))
-    out.print(title)
-    for note in merged(run.notes):
-        out.print(f"note: {note}", style="bold yellow")
+    lines = [Text(f"note: {note}", "bold yellow") for note in merged(run.notes)]
     if run.error and run.status != "succeeded":
-        out.print(run.error, style="red")
+        lines.append(Text(run.error, "red"))
+    return Group(Rule(style="dim"), title, *lines)
 
 
-def _show_headline(out: Console, head: Headline) -> None:
+def _headline(head: Headline) -> Table:
     table = grid("", "", "")
     if head.baseline is not None:
         where = f"{head.baseline_stage or 'seed prompt'} on {head.split}"
@@ -118,31 +101,26 @@ def _show_headline(out: Console, head: Headline) -> None:
         gain = f"{head.gain:+.3f}{interval(head.low, head.high)}"
         note = "confirmed" if clear else "not clear of 0"
         table.add_row("gain", gain, f"{note}{sure}", style="bold green" if clear else "bold yellow")
-    out.print()
-    out.print(table)
+    return table
 
 
-def _show_stages(out: Console, run: RunSummary) -> None:
+def _stages(run: RunSummary) -> Table:
     from rich.text import Text
 
-    table = grid(
-        "", "stage", "status", "result", "calls", "cost", "time", right=("calls", "cost", "time"), fold="result"
-    )
+    numbers = ("calls", "cost", "time")
+    table = grid("", "stage", "status", "result", *numbers, right=numbers, fold="result")
     for stage in run.stages:
-        calls = sum(int(role.get("calls") or 0) for role in stage.cost.values())
-        dollars = sum(role.get("usd") or 0 for role in stage.cost.values())
         fresh = stage.status not in ("reused", "skipped", "pending")
         table.add_row(
             str(stage.ordinal),
             stage.id,
             Text(stage.status, _STATUS_STYLES.get(stage.status, "")),
             _result(stage),
-            count(calls) if fresh else "",
-            usd(dollars) if fresh else "",
+            count(total(stage.cost, "calls")) if fresh else "",
+            usd(total(stage.cost, "usd")) if fresh else "",
             duration(stage.duration_s) if fresh else "",
         )
-    out.print()
-    out.print(table)
+    return table
 
 
 def _result(stage: StageSummary) -> str:
@@ -153,56 +131,46 @@ def _result(stage: StageSummary) -> str:
     return headline(stage.metrics) + (f" ({stage.reason})" if stage.status == "reused" else "")
 
 
-def _show_diff(out: Console, diff: str) -> None:
+def _prompt(change: PromptChange) -> RenderableType:
+    from rich.console import Group
     from rich.padding import Padding
     from rich.text import Text
 
-    if not diff:
-        out.print("  no change", style="dim")
-    for line in diff.splitlines():
+    verdict = "promoted" if change.promoted else "NOT promoted: the seed stays"
+    lines = [] if change.diff else [Text("no change", "dim")]
+    for line in change.diff.splitlines():
         style = "dim" if line.startswith(("---", "+++", "@@")) else {"+": "green", "-": "red"}.get(line[:1], "")
-        out.print(Padding(Text(line, style), (0, 0, 0, 2)))
+        lines.append(Text(line, style))
+    title = Text(f"prompt {change.name!r}, {verdict} by {change.stage}", "bold")
+    return Group(title, *(Padding(line, (0, 0, 0, 2)) for line in lines))
 
 
-def _show_tags(out: Console, run: RunSummary) -> None:
-    head = run.headline
-    before = run.stage(head.baseline_stage) if head else None
-    after = run.stage(head.final_stage) if head else None
-    if after is None:
-        return
-    tags = [name[4:-7] for name in after.metrics if name.startswith("tag.") and name.endswith(".reward")]
-    if not tags:
-        return
-    numbers = ("rows", "baseline", "final", "gain") if before else ("rows", "reward")
+def _tags(run: RunSummary) -> Table:
+    compared = bool(run.headline and run.headline.baseline_stage)
+    numbers = ("rows", "baseline", "final", "gain") if compared else ("rows", "reward")
     table = grid("tag", *numbers, right=numbers)
-    for tag in tags:
-        final = after.metrics[f"tag.{tag}.reward"]
-        base = before.metrics.get(f"tag.{tag}.reward") if before else None
-        gain = f"{final - base:+.3f}" if isinstance(base, (int, float)) and isinstance(final, (int, float)) else ""
-        rows = str(after.metrics.get(f"tag.{tag}.n", ""))
-        table.add_row(
-            tag, rows, *(["" if base is None else number(base), number(final), gain] if before else [number(final)])
-        )
-    out.print()
-    out.print(table)
+    for tag, n, before, after in run.by_tag():
+        both = ("", number(after), "") if before is None else (number(before), number(after), f"{after - before:+.3f}")
+        table.add_row(tag, str(n), *(both if compared else [number(after)]))
+    return table
 
 
-def _show_costs(out: Console, run: RunSummary) -> None:
+def _costs(run: RunSummary) -> Table:
     from lightningrun.tracking.summary import tokens_of
 
-    if not run.totals.by_role:
-        return
-    table = grid("role", "calls", "tokens", "cost", right=("calls", "tokens", "cost"))
+    numbers = ("calls", "tokens", "cost")
+    table = grid("role", *numbers, right=numbers)
     for role, parts in run.totals.by_role.items():
         table.add_row(role, count(parts.get("calls", 0)), count(tokens_of(parts)), usd(parts.get("usd")))
     if len(run.totals.by_role) > 1:
         totals = run.totals
         table.add_row("all", count(totals.llm_calls), count(totals.tokens), usd(totals.usd), style="bold")
-    out.print()
-    out.print(table)
+    return table
 
 
-def _show_paths(out: Console, run: RunSummary, mirror: MirrorState | None) -> None:
+def _paths(run: RunSummary, mirror: MirrorState | None) -> RenderableType:
+    from rich.console import Group
+
     from lightningrun.tracking.mirror import current_state
 
     table = grid("", "", fold="")
@@ -214,12 +182,10 @@ def _show_paths(out: Console, run: RunSummary, mirror: MirrorState | None) -> No
             table.add_row(name, shorten(path))
     for index, line in enumerate(mirror_lines(mirror or current_state(run.path))):
         table.add_row("" if index else "mlflow", line)
-    out.print()
-    out.print(table)
-    _show_next(out, run)
+    return Group(table, _next(run))
 
 
-def _show_next(out: Console, run: RunSummary) -> None:
+def _next(run: RunSummary) -> Table:
     """Commands worth typing next, as short as they can be."""
     runs_dir = run.path.parent
     which = "" if (runs_dir / "latest").resolve() == run.path else f" {run.run}"
@@ -228,10 +194,9 @@ def _show_next(out: Console, run: RunSummary) -> None:
     done = [("prompt", "the best prompt's text, alone"), ("ui", "MLflow: curves, traces, prompt versions")]
     table = grid("", "", "")
     for index, (command, words) in enumerate(done if run.status == "succeeded" else ended):
-        table.add_row(
-            "" if index else "next", f"lightningrun {command}{which if command != 'ui' else ''}{where}", words
-        )
-    out.print(table)
+        whole = f"lightningrun {command}{'' if command == 'ui' else which}{where}"
+        table.add_row("" if index else "next", whole, words)
+    return table
 
 
 def mirror_lines(state: MirrorState) -> list[str]:
@@ -240,7 +205,10 @@ def mirror_lines(state: MirrorState) -> list[str]:
 
     have = state.note.removeprefix("MLflow: ") or f"{state.stored:,} of {state.emitted:,} events stored"
     where = f" ({state.uri})" if state.uri and state.uri not in have else ""
-    link = state.deep_link or f"http://127.0.0.1:{UI_PORT}{page(state.experiment_id)}  (while `lightningrun ui` runs)"
+    link = (
+        state.deep_link
+        or f"http://127.0.0.1:{options.UI_PORT}{page(state.experiment_id)}  (while `lightningrun ui` runs)"
+    )
     return [have + where] * bool(state.uri or state.note) + [link] * bool(state.experiment_id)
 
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lightningrun.cli import options
-from lightningrun.cli.formats import duration, headline, spent
 from lightningrun.errors import ExitCode, Interrupted, Problem, RecipeError, UsageError
+from lightningrun.tracking.formats import duration, headline, spent
 
 if TYPE_CHECKING:
     from lightningrun.tracking.summary import RunSummary

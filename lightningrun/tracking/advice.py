@@ -73,21 +73,14 @@ def _from_search(run: RunSummary, stage: StageSummary) -> list[str]:
 
 
 def _from_rows(run: RunSummary) -> list[str]:
-    head = run.headline
-    final = run.stage(head.final_stage) if head else None
-    if final is None:
+    overall = run.headline.final if run.headline else None
+    weak = min(run.by_tag(), key=lambda row: (row.after, row.tag), default=None)
+    if weak is None or not isinstance(overall, (int, float)) or weak.after >= overall - 0.1:
         return []
-    steps = []
-    overall = final.metrics.get("reward")
-    tags = {k[4:-7]: v for k, v in final.metrics.items() if k.startswith("tag.") and k.endswith(".reward")}
-    weak = min(tags, key=lambda tag: (tags[tag], tag), default=None)
-    if weak is not None and isinstance(overall, (int, float)) and tags[weak] < overall - 0.1:
-        n = final.metrics.get(f"tag.{weak}.n")
-        steps.append(
-            f"Weakest kind of question: {weak} ({tags[weak]:.3f} on {n} rows, {overall:.3f} overall). Add training "
-            "rows of this kind, and read its failures above."
-        )
-    return steps
+    return [
+        f"Weakest kind of question: {weak.tag} ({weak.after:.3f} on {weak.n} rows, {overall:.3f} overall). Add "
+        "training rows of this kind, and read its failures above."
+    ]
 
 
 def _from_errors(run: RunSummary) -> list[str]:

@@ -19,7 +19,7 @@ import os
 import select
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,21 +37,17 @@ BATCH = 200
 _IDLE_S = 1.0
 _COALESCE_S = 0.2
 _RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0)
-Progress = Callable[[MirrorState], None]
 
 
 class Exporter:
     """Mirrors one run. ``pump`` stores what the journal holds; it raises whatever MLflow raises."""
 
-    def __init__(
-        self, run_dir: Path, uri: str, experiment: str, runs_dir: Path, progress: Progress | None = None
-    ) -> None:
+    def __init__(self, run_dir: Path, uri: str, experiment: str, runs_dir: Path) -> None:
         self.run_dir = run_dir
         self.uri = uri
         self.experiment = experiment
         self.runs_dir = runs_dir
         self.state = read_state(run_dir)
-        self._progress = progress
         self._translator: Translator | None = None
 
     def pump(self) -> bool:
@@ -118,8 +114,6 @@ class Exporter:
             state = replace(state, stored=state.told - len(at.traces), traced=at.traces.oldest(state.told))
         self.state = replace(state, emitted=max(state.emitted, state.told))
         self.state.save(self.run_dir)
-        if self._progress is not None:
-            self._progress(self.state)
 
 
 def one_line(error: BaseException) -> str:

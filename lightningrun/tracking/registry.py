@@ -14,7 +14,7 @@ from lightningrun.files import digest
 class Registry:
     """Registers texts and finds them again by digest. ``ask`` makes a call that MLflow may refuse."""
 
-    def __init__(self, client: MlflowClient, run: str, recipe: str, ask: Callable[[Callable[[], Any]], Any]) -> None:
+    def __init__(self, client: MlflowClient, run: str, recipe: str, ask: Callable[..., Any]) -> None:
         self._client = client
         self._run = run
         self._recipe = recipe
@@ -37,7 +37,7 @@ class Registry:
         """The version of this text, made if it is new in the registry; None if MLflow refuses it."""
         found = self._versions.get((name, text))
         if found is None:
-            found = self._ask(lambda: self._find(name, text) or self._new(name, text, label, facts))
+            found = self._ask(self._find, name, text) or self._ask(self._new, name, text, label, facts)
             self._versions[(name, text)] = found
         return found
 
@@ -46,7 +46,7 @@ class Registry:
         links = []
         for name, text in (self._sets.get(prompts) or {}).items():
             if (name, text) in self._versions:
-                version = self._versions[(name, text)] or self._ask(lambda n=name, t=text: self._find(n, t))  # type: ignore[misc]
+                version = self._versions[(name, text)] or self._ask(self._find, name, text)
                 self._versions[(name, text)] = version
                 if version is not None:
                     links.append({"name": self.full_name(name), "version": str(version)})

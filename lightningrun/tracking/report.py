@@ -16,16 +16,17 @@ from typing import Any
 
 from lightningrun.files import write_atomic
 from lightningrun.tracking.advice import next_steps
+from lightningrun.tracking.formats import duration, merged, number, usd
 from lightningrun.tracking.store import page
-from lightningrun.tracking.summary import RunSummary, StageSummary, summarise, tokens_of
+from lightningrun.tracking.summary import RunSummary, StageSummary, read_json, summarise, tokens_of
 from lightningrun.types import Json
 
 SHOWN = 5
 """Failures of each kind on the page."""
 _LONG = 1200
-_PLOT = (900.0, 270.0)
-_MARGIN = (46.0, 14.0, 14.0, 40.0)
-"""Left, top, right, bottom."""
+WIDTH, HEIGHT = 900.0, 270.0
+LEFT, TOP, RIGHT, BOTTOM = 46.0, 14.0, 886.0, 230.0
+"""A plot, and the area in it where the curve is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +35,11 @@ class Plot:
 
     stage: str
     title: str
-    width: float
-    height: float
     path: str
     dots: Sequence[tuple[float, float, str, str]]
     """x, y, verdict, tooltip."""
     x_ticks: Sequence[tuple[float, str]]
     y_ticks: Sequence[tuple[float, str]]
-    bounds: tuple[float, float, float, float]
-    """Left, top, right, bottom of the plotting area."""
 
 
 def write_report(run_dir: Path) -> Path:
@@ -61,28 +58,34 @@ def render(run: RunSummary) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters.update(
-        num=_number, signed=lambda v: _number(v, "+"), usd=_usd, span=_duration, short=_short, when=_when, big=_big
+        num=_number,
+        signed=lambda value: number(value, "+"),
+        count="{:,.0f}".format,
+        usd=usd,
+        span=duration,
+        short=_short,
+        when=_when,
+        diff=_diff_lines,
     )
     fixed = [change for change in run.changes if change.fixed]
     broken = [change for change in run.changes if change.broken]
     still = [change for change in run.changes if not change.fixed and not change.broken]
     return environment.from_string(source).render(
         run=run,
-        notes=_notes(run.notes),
+        notes=merged(run.notes),
         head=run.headline,
         axis=_axis(run),
         plots=plots(run),
-        diffs=[(change, _diff_lines(change.diff)) for change in run.prompts],
-        lineage=[(stage, [_candidate(told) for told in told_all]) for stage, told_all in run.candidates.items()],
+        area={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "bottom": BOTTOM},
         fixed=fixed[:SHOWN],
         broken=broken[:SHOWN],
         still=still[:SHOWN],
-        tags=tag_table(run),
+        tags=sorted(run.by_tag(), key=lambda row: (row.after, row.tag)),
         roles=[(role, parts, tokens_of(parts)) for role, parts in run.totals.by_role.items()],
         key_metric=_key_metric,
         advice=next_steps(run),
-        lock=_lock(run.path),
-        mlflow=_mlflow(run),
+        lock=read_json(run.path / "lock.json"),
+        page=page,
     )
 
 
@@ -108,8 +111,6 @@ def plots(run: RunSummary) -> list[Plot]:
 def _plot(
     stage: str, title: str, points: Sequence[tuple[float, float]], dots: Sequence[tuple[float, float, str, str]]
 ) -> Plot:
-    width, height = _PLOT
-    left, top, right, bottom = _MARGIN[0], _MARGIN[1], width - _MARGIN[2], height - _MARGIN[3]
     xs = [x for x, _ in points] + [dot[0] for dot in dots]
     ys = [y for _, y in points] + [dot[1] for dot in dots]
     x_high, x_step = _round_axis(max([*xs, 1.0]))
@@ -117,22 +118,17 @@ def _plot(
 
     def place(x: float, y: float) -> tuple[float, float]:
         across, up = x / x_high, (y - y_low) / (y_high - y_low)
-        return round(left + across * (right - left), 1), round(bottom - up * (bottom - top), 1)
+        return round(LEFT + across * (RIGHT - LEFT), 1), round(BOTTOM - up * (BOTTOM - TOP), 1)
 
     placed = [place(x, y) for x, y in points]
     path = "".join(f"M{x} {y}" if not n else f"H{x}V{y}" for n, (x, y) in enumerate(placed))
-    if placed:
-        path += f"H{right}"
     return Plot(
         stage,
         title,
-        width,
-        height,
-        path,
+        f"{path}H{RIGHT}",
         [(*place(x, y), verdict, f"candidate {label}: {y:.3f}, {verdict}") for x, y, verdict, label in dots],
         [(place(x, y_low)[0], str(x)) for x in range(0, int(x_high) + 1, x_step)],
         [(place(0, value)[1], f"{value:.2g}") for value in (y_low + (y_high - y_low) * part / 4 for part in range(5))],
-        (left, top, right, bottom),
     )
 
 
@@ -140,22 +136,6 @@ def _round_axis(highest: float) -> tuple[float, int]:
     """The end of an axis from 0, and the distance of its ticks: 1, 2 or 5 times a power of ten, at most seven ticks."""
     step = next(s for power in range(12) for s in (10**power, 2 * 10**power, 5 * 10**power) if highest / s <= 6)
     return float(math.ceil(highest / step) * step), step
-
-
-def tag_table(run: RunSummary) -> list[tuple[str, int, float | None, float]]:
-    """(tag, rows, reward in the first evaluation, in the last one), the weakest first."""
-    head = run.headline
-    final = run.stage(head.final_stage) if head else None
-    if head is None or final is None:
-        return []
-    baseline = run.stage(head.baseline_stage)
-    table = []
-    for name, value in final.metrics.items():
-        if name.startswith("tag.") and name.endswith(".reward") and isinstance(value, (int, float)):
-            tag = name[4:-7]
-            before = baseline.metrics.get(name) if baseline else None
-            table.append((tag, int(final.metrics.get(f"tag.{tag}.n") or 0), before, float(value)))
-    return sorted(table, key=lambda row: (row[3], row[0]))
 
 
 def _axis(run: RunSummary) -> dict[str, Any]:
@@ -178,15 +158,6 @@ def _axis(run: RunSummary) -> dict[str, Any]:
     return {"bars": shown, "low": low, "high": high, "zero": at(0.0)}
 
 
-def _notes(notes: Sequence[str]) -> list[str]:
-    """``role: words`` notes, those of the same words in one."""
-    roles: dict[str, list[str]] = {}
-    for note in notes:
-        role, colon, words = note.partition(": ")
-        roles.setdefault(words if colon else note, []).extend([role] if colon else [])
-    return [f"{', '.join(names)}: {words}" if names else words for words, names in roles.items()]
-
-
 def _key_metric(stage: StageSummary) -> tuple[str, Json]:
     for name in ("reward", "best_val", "val_reward", "loss"):
         if stage.type == "apo" and name == "reward":
@@ -196,20 +167,6 @@ def _key_metric(stage: StageSummary) -> tuple[str, Json]:
     return "", None
 
 
-def _candidate(told: Mapping[str, Json]) -> dict[str, Any]:
-    return {
-        "id": told["id"],
-        "parents": told.get("parents") or [],
-        "verdict": told["verdict"],
-        "reason": told.get("reason") or "",
-        "acceptance": told.get("acceptance"),
-        "val": (told.get("val") or {}).get("mean"),
-        "tokens": told.get("prompt_tokens"),
-        "critique": told.get("critique") or "",
-        "diff": _diff_lines(told.get("diff") or ""),
-    }
-
-
 def _diff_lines(diff: str) -> list[tuple[str, str]]:
     """(kind, text) of each line: add | cut | at | same; the two lines of file names are left out."""
     kinds = {"+": "add", "-": "cut", "@": "at"}
@@ -217,45 +174,8 @@ def _diff_lines(diff: str) -> list[tuple[str, str]]:
     return [(kinds.get(line[:1], "same"), line) for line in lines]
 
 
-def _lock(run_dir: Path) -> Mapping[str, Any]:
-    try:
-        return dict(json.loads((run_dir / "lock.json").read_text("utf-8")))
-    except (OSError, ValueError):
-        return {}
-
-
-def _mlflow(run: RunSummary) -> dict[str, str]:
-    state = run.mirror
-    link = str(state.get("deep_link") or "")
-    here = page(str(state["experiment_id"])) if state.get("experiment_id") else ""
-    return {
-        "link": link if link.startswith(("http://", "https://")) else "",
-        "uri": str(state.get("uri") or ""),
-        "page": here,
-    }
-
-
-def _number(value: Json, sign: str = "") -> str:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return "–" if value is None else str(value)
-    return f"{value:{sign}d}" if isinstance(value, int) else f"{value:{sign}.3f}"
-
-
-def _big(value: float) -> str:
-    return f"{int(value):,}".replace(",", " ")
-
-
-def _usd(value: float | None) -> str:
-    if not value:
-        return "$0"
-    return f"${value:.2f}" if value >= 1 else f"${value:.4f}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+def _number(value: Json) -> str:
+    return "–" if value is None else number(value)
 
 
 def _short(value: Json) -> str:

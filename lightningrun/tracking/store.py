@@ -9,9 +9,12 @@ import re
 import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from lightningrun.errors import Locked
+
+if TYPE_CHECKING:
+    from lightningrun.recipe.model import TrackingConfig
 
 SQLITE = "sqlite:///"
 _DEFAULTS = {
@@ -26,12 +29,7 @@ _DEFAULTS = {
 }
 
 
-class HasUri(Protocol):
-    @property
-    def uri(self) -> str | None: ...
-
-
-def default_uri(runs_dir: Path, tracking: HasUri | None, environ: Mapping[str, str]) -> str:
+def default_uri(runs_dir: Path, tracking: TrackingConfig | None, environ: Mapping[str, str]) -> str:
     """The tracking URI of a run: the environment's, else the recipe's, else a SQLite file in the runs folder."""
     named = environ.get("MLFLOW_TRACKING_URI") or (tracking.uri if tracking is not None else None)
     return named or f"{SQLITE}{runs_dir.absolute() / 'mlflow.db'}"

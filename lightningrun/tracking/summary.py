@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightningrun.files import read_journal
 from lightningrun.tracking.comparison import (
@@ -24,9 +24,12 @@ from lightningrun.tracking.comparison import (
     read_rows,
     telling_changes,
 )
+from lightningrun.tracking.formats import unified_diff
 from lightningrun.types import Json
 
 _ORIGIN = ("step", "parents", "component", "diff", "coach", "critique", "acceptance", "spend")
+_BEGINNINGS = {"stage_started": "running", "stage_reused": "reused", "stage_skipped": "skipped"}
+"""Event -> what it makes of a stage."""
 Cost = Mapping[str, Mapping[str, float]]
 """Role -> calls, prompt_tokens, completion_tokens, usd."""
 
@@ -75,6 +78,15 @@ class PromptChange:
     metrics: Mapping[str, Json] = field(default_factory=dict)
 
 
+class TagResult(NamedTuple):
+    """Mean reward of the rows of one tag, in the first and the last evaluation."""
+
+    tag: str
+    n: int
+    before: float | None
+    after: float
+
+
 @dataclass(frozen=True, slots=True)
 class RunSummary:
     """``status``: running | succeeded | failed | interrupted | killed."""
@@ -107,6 +119,20 @@ class RunSummary:
     paths: Mapping[str, str] = field(default_factory=dict)
     mirror: Mapping[str, Json] = field(default_factory=dict)
 
+    def by_tag(self) -> list[TagResult]:
+        """Results of the last evaluation for each kind of row, beside the first's."""
+        before = self.stage(self.headline.baseline_stage) if self.headline else None
+        after = self.stage(self.headline.final_stage) if self.headline else None
+        if after is None:
+            return []
+        found = []
+        for name, reward in after.metrics.items():
+            if name.startswith("tag.") and name.endswith(".reward"):
+                tag = name.removeprefix("tag.").removesuffix(".reward")
+                first = before.metrics.get(name) if before else None
+                found.append(TagResult(tag, int(after.metrics.get(f"tag.{tag}.n") or 0), first, reward))
+        return found
+
     def stage(self, id: str) -> StageSummary | None:
         return next((stage for stage in self.stages if stage.id == id), None)
 
@@ -135,27 +161,18 @@ class _Stage:
     def begin(self, event: Mapping[str, Any], status: str) -> None:
         changed = event.get("key") != self.facts.get("key")
         self.type, self.ordinal = event.get("type", self.type), event.get("ordinal", self.ordinal)
-        kept = ("attempt", "key", "reason", "metrics", "cost")
-        self.facts = {"status": status, **{name: event[name] for name in kept if event.get(name) is not None}}
+        self.facts = {"status": status, **_given(event, "attempt", "key", "reason", "metrics", "cost")}
         if changed:
             self.curves, self.gate = {}, {}
             self.candidates = {id: told for id, told in self.candidates.items() if id == 0}
             self.prompts = {name: {"seed": told["seed"]} for name, told in self.prompts.items() if "seed" in told}
 
-    def finish(self, event: Mapping[str, Any]) -> None:
-        kept = ("status", "metrics", "cost", "duration_s", "error")
-        self.facts.update({name: event[name] for name in kept if event.get(name) is not None})
-
     def hear(self, event: Mapping[str, Any]) -> None:
         kind = event["kind"]
-        if kind == "stage_started":
-            self.begin(event, "running")
-        elif kind == "stage_reused":
-            self.begin(event, "reused")
-        elif kind == "stage_skipped":
-            self.begin(event, "skipped")
+        if kind in _BEGINNINGS:
+            self.begin(event, _BEGINNINGS[kind])
         elif kind == "stage_finished":
-            self.finish(event)
+            self.facts.update(_given(event, "status", "metrics", "cost", "duration_s", "error"))
         elif kind == "rollout":
             self.rollouts[event["rollout"]["key"]] = event["rollout"]
         elif kind == "metric":
@@ -176,6 +193,10 @@ class _Stage:
         if dead and facts.get("status") == "running":
             facts["status"] = "killed"
         return StageSummary(id=self.id, type=self.type, ordinal=self.ordinal, rollouts=len(self.rollouts), **facts)
+
+
+def _given(event: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: event[name] for name in names if event.get(name) is not None}
 
 
 @dataclass(slots=True)
@@ -203,8 +224,8 @@ class _Run:
         self.facts["command"] = event.get("argv") or ""
         if event["kind"] == "run_started":
             self.facts.update(name=event["name"], run=event["run"], seed=event.get("seed", 0), started_at=event["ts"])
-            self.facts.update(recipe_digest=event.get("recipe_digest", ""), notes=_texts(event.get("notes")))
-            self.facts["warnings"] = _texts(event.get("warnings"))
+            self.facts.update(recipe_digest=event.get("recipe_digest", ""), notes=tuple(event.get("notes") or ()))
+            self.facts["warnings"] = tuple(event.get("warnings") or ())
         for number, (id, type) in enumerate((event.get("stages") or {}).items(), 1):
             self.stages.setdefault(id, _Stage(id)).type = type
             self.stages[id].ordinal = number
@@ -247,7 +268,7 @@ def summarise(run_dir: Path) -> RunSummary:
         changes=changes,
         gates={s.id: s.gate for s in ordered if s.gate},
         paths=_paths(run_dir, ordered),
-        mirror=_read_json(run_dir / "mirror.json"),
+        mirror=read_json(run_dir / "mirror.json"),
         **facts,
     )
 
@@ -296,7 +317,7 @@ def _totals(stages: Sequence[StageSummary]) -> Totals:
 
 def _outputs(run_dir: Path, stage: str) -> dict[str, Any]:
     """The committed outputs of a stage by name: kind, value, path."""
-    result = _read_json(run_dir / "stages" / stage / "state.json").get("result") or {}
+    result = read_json(run_dir / "stages" / stage / "state.json").get("result") or {}
     return dict(result.get("outputs") or {})
 
 
@@ -309,31 +330,26 @@ def _rows(run_dir: Path, stage: _Stage) -> dict[str, Row]:
 
 
 def _prompt_changes(stage: _Stage, run_dir: Path, outputs: Mapping[str, Any]) -> list[PromptChange]:
+    def change(name: str, seed: str, best: str, promoted: bool, metrics: Mapping[str, Json]) -> PromptChange:
+        diff = unified_diff(seed, best, f"{name} (before)", f"{name} (after)")
+        return PromptChange(stage.id, name, seed, best, diff, promoted, metrics)
+
     found = []
     for name, told in stage.prompts.items():
         if "best" in told:
             seed, best = told.get("seed", {}).get("text", ""), told["best"]
-            metrics, promoted = best.get("metrics") or {}, bool(best.get("promoted"))
-            found.append(
-                PromptChange(stage.id, name, seed, best["text"], _diff(name, seed, best["text"]), promoted, metrics)
-            )
+            found.append(change(name, seed, best["text"], bool(best.get("promoted")), best.get("metrics") or {}))
     if found or stage.type != "apo":
         return found
     # A reused search tells no story here: what it shipped is compared with the recipe's own prompts.
     shipped = (outputs.get("prompts") or {}).get("value") or {}
-    seeds = _seed_prompts(run_dir) if shipped else {}
-    changed = [(name, seeds.get(name, ""), text) for name, text in shipped.items() if seeds.get(name) != text]
-    return [PromptChange(stage.id, name, seed, text, _diff(name, seed, text), True) for name, seed, text in changed]
+    seeds = seed_prompts(run_dir) if shipped else {}
+    changed = {name: text for name, text in shipped.items() if seeds.get(name) != text}
+    return [change(name, seeds.get(name, ""), text, True, {}) for name, text in changed.items()]
 
 
-def _diff(name: str, before: str, after: str) -> str:
-    import difflib
-
-    old, new = before.splitlines(), after.splitlines()
-    return "\n".join(difflib.unified_diff(old, new, f"{name} (before)", f"{name} (after)", lineterm=""))
-
-
-def _seed_prompts(run_dir: Path) -> dict[str, str]:
+def seed_prompts(run_dir: Path) -> dict[str, str]:
+    """The prompts that the recipe began with, by name."""
     import yaml
 
     try:
@@ -352,14 +368,9 @@ def _paths(run_dir: Path, stages: Sequence[_Stage]) -> dict[str, str]:
     return paths
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """An object in a JSON file; empty if the file is not there or does not parse."""
     try:
         return dict(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError, TypeError):
         return {}
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    if not value:
-        return ()
-    return (value,) if isinstance(value, str) else tuple(str(text) for text in value)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
 
-from lightningrun.errors import Locked, StageFailed
+from lightningrun.errors import StageFailed
+from lightningrun.recipe.model import TrackingConfig
 from lightningrun.tracking.exporter import Exporter, one_line
 from lightningrun.tracking.mirror import MirrorState, current_state
 from lightningrun.tracking.store import MirrorLock, default_uri, environment
@@ -19,36 +20,21 @@ class MirrorFailed(StageFailed):
     """The tracking server did not take the run; nothing is lost, the journal has it all."""
 
 
-class _Tracking:
-    """What a frozen recipe says of tracking."""
-
-    def __init__(self, run_dir: Path) -> None:
-        recipe = yaml.safe_load((run_dir / "resolved.yaml").read_text("utf-8"))
-        section = recipe.get("tracking") or {}
-        self.uri: str | None = section.get("uri")
-        self.experiment = str(section.get("experiment") or recipe.get("name") or "lightningrun")
-
-
-def sync(
-    run_dir: Path,
-    uri: str | None = None,
-    *,
-    progress: Callable[[MirrorState], None] | None = None,
-    environ: Mapping[str, str] = os.environ,
-) -> MirrorState:
+def sync(run_dir: Path, uri: str | None = None, *, environ: Mapping[str, str] = os.environ) -> MirrorState:
     """Mirror what is missing into ``uri`` (default: where the run's own tracking goes) and return the state.
 
     Raises Locked while the run's own process mirrors it, MirrorFailed if the server does not take it.
     """
     run_dir = run_dir.resolve()
     running = holder_alive(run_dir / ".lock")
-    tracking = _Tracking(run_dir)
+    recipe = yaml.safe_load((run_dir / "resolved.yaml").read_text("utf-8"))
+    tracking = TrackingConfig.model_validate({"experiment": recipe["name"], **(recipe.get("tracking") or {})})
     target = uri or default_uri(run_dir.parent, tracking, environ)
     for name, value in environment(environ).items():
         os.environ.setdefault(name, value)
     lock = MirrorLock(run_dir, wait=not running)
     try:
-        exporter = Exporter(run_dir, target, tracking.experiment, run_dir.parent, progress)
+        exporter = Exporter(run_dir, target, tracking.experiment, run_dir.parent)
         try:
             while exporter.pump():
                 pass
@@ -62,6 +48,3 @@ def sync(
     finally:
         lock.release()
     return current_state(run_dir)
-
-
-__all__ = ["Locked", "MirrorFailed", "sync"]

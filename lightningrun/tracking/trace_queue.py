@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from mlflow.tracing.client import TracingClient
 from lightningrun.files import read_record
 from lightningrun.tracking import traces
 from lightningrun.tracking.registry import Registry
-from lightningrun.types import Rollout, RolloutStatus
+from lightningrun.types import LLMCall, Rollout, RolloutStatus
 
 AT_ONCE = 50
 
@@ -22,7 +23,7 @@ class TraceQueue:
     """Holds places in the journal, not rollouts, so that a long queue is small."""
 
     def __init__(
-        self, run_dir: Path, uri: str, experiment_id: str, registry: Registry, ask: Callable[[Callable[[], Any]], Any]
+        self, run_dir: Path, uri: str, experiment_id: str, registry: Registry, ask: Callable[..., Any]
     ) -> None:
         self.stored_before = 0
         """The event before which all traces are stored already."""
@@ -31,7 +32,6 @@ class TraceQueue:
         self._registry = registry
         self._ask = ask
         self._client = TracingClient(uri)
-        self._calls = traces.CallLog(run_dir / "calls.jsonl")
         self._queue: deque[tuple[int, int, str]] = deque()
         self._groups: Counter[tuple[str, str, str]] = Counter()
 
@@ -70,15 +70,12 @@ class TraceQueue:
             events = [(read_record(journal.fileno(), offset), run_id) for _, offset, run_id in batch]
         for event, run_id in events:
             info, made = self._build(event, run_id)
-            if self._ask(lambda info=info: self._client.start_trace(info)):  # type: ignore[misc]
+            if self._ask(self._client.start_trace, info):
                 spans += made
-        self._ask(lambda: self._client.log_spans(self._experiment_id, spans))
+        self._ask(self._client.log_spans, self._experiment_id, spans)
         for _ in batch:
             self._queue.popleft()
         return len(batch)
-
-    def close(self) -> None:
-        self._calls.close()
 
     def _build(self, event: Mapping[str, Any], run_id: str) -> tuple[Any, list[Any]]:
         rollout = Rollout.from_json(event["rollout"])
@@ -95,6 +92,15 @@ class TraceQueue:
         linked = self._registry.linked(prompts)
         if linked:
             tags["mlflow.linkedPrompts"] = json.dumps(linked)
-        calls = self._calls.read(rollout.call_refs)
+        calls = self._read_calls(rollout.call_refs)
         id = traces.trace_id(self._run_dir.name, event["seq"])
         return traces.build(rollout, calls, id=id, experiment_id=self._experiment_id, run_id=run_id, tags=tags)
+
+    def _read_calls(self, refs: Sequence[int]) -> list[LLMCall]:
+        """The LLM calls at ``refs`` in order; a damaged one is left out."""
+        calls = []
+        with contextlib.suppress(FileNotFoundError), open(self._run_dir / "calls.jsonl", "rb") as log:
+            for ref in refs:
+                with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                    calls.append(LLMCall.from_json(read_record(log.fileno(), ref)))
+        return calls

@@ -10,15 +10,12 @@ import base64
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from mlflow.entities import AssessmentSource, Feedback, Span, TraceInfo, TraceLocation, TraceState
 
-from lightningrun.files import read_record
-from lightningrun.types import Json, LLMCall, Rollout, RolloutStatus
+from lightningrun.types import Json, LLMCall, Rollout, RolloutStatus, Usage
 
 LIMIT = 40_000
 """Characters of one span's inputs or outputs; what is longer is cut, the run folder has it whole."""
@@ -37,12 +34,7 @@ def build(
     failed = rollout.status is not RolloutStatus.SUCCEEDED
     question = _asked(calls)
     start = rollout.started_at or (calls[0].started_at if calls else 0.0)
-    usage = {
-        "input_tokens": rollout.usage.prompt_tokens,
-        "output_tokens": rollout.usage.completion_tokens,
-        "total_tokens": rollout.usage.total_tokens,
-    }
-    metadata = {"mlflow.sourceRun": run_id, "mlflow.trace.tokenUsage": json.dumps(usage)}
+    metadata = {"mlflow.sourceRun": run_id, "mlflow.trace.tokenUsage": json.dumps(_tokens(rollout.usage))}
     if rollout.cost_usd:
         metadata["mlflow.trace.cost"] = json.dumps({"total_cost": rollout.cost_usd})
     info = TraceInfo(
@@ -72,17 +64,12 @@ def build(
 
 
 def _call_spans(id: str, number: int, call: LLMCall, following: LLMCall | None) -> Iterator[Span]:
-    usage = {
-        "input_tokens": call.usage.prompt_tokens,
-        "output_tokens": call.usage.completion_tokens,
-        "total_tokens": call.usage.total_tokens,
-    }
     attributes: dict[str, Json] = {
         "mlflow.spanType": "CHAT_MODEL",
         "mlflow.spanInputs": _short(dict(call.request)),
         "mlflow.spanOutputs": _short(call.response),
         "mlflow.message.format": "openai",
-        "mlflow.chat.tokenUsage": usage,
+        "mlflow.chat.tokenUsage": _tokens(call.usage),
         "mlflow.llm.model": call.model,
         "lightningrun.role": call.role,
         "lightningrun.cached": call.cached,
@@ -172,29 +159,12 @@ def _feedback(rollout: Rollout, id: str, start: float) -> list[Feedback]:
     return made
 
 
-class CallLog:
-    """Random access to the LLM calls of a run."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._fd = -1
-
-    def read(self, refs: tuple[int, ...]) -> list[LLMCall]:
-        """The calls at ``refs`` in order; a damaged one is left out."""
-        calls = []
-        for ref in refs:
-            try:
-                if self._fd < 0:
-                    self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-                calls.append(LLMCall.from_json(read_record(self._fd, ref)))
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
-        return calls
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+def _tokens(usage: Usage) -> dict[str, int]:
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "output_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+    }
 
 
 def _asked(calls: list[LLMCall]) -> str:

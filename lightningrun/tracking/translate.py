@@ -31,7 +31,7 @@ from mlflow.tracking import MlflowClient
 from lightningrun.files import digest
 from lightningrun.tracking.registry import Registry
 from lightningrun.tracking.store import preparing, sqlite_file
-from lightningrun.tracking.summary import holder_alive, summarise
+from lightningrun.tracking.summary import holder_alive, seed_prompts, summarise
 from lightningrun.tracking.terms import final_metrics, flat, key, note
 from lightningrun.tracking.trace_queue import TraceQueue
 
@@ -72,7 +72,7 @@ class Translator:
         self._metrics: dict[str, list[Metric]] = {}
         self._curves: dict[str, tuple[Any, list[tuple[Mapping[str, Any], int, int]]]] = {}
         self._seen_splits: set[tuple[str, str]] = set()
-        self._seeds = {n: str(p.get("text") or "") for n, p in (self._at("agent", "prompts") or {}).items()}
+        self._seeds = seed_prompts(run_dir)
 
     @property
     def run_id(self) -> str | None:
@@ -117,10 +117,8 @@ class Translator:
         summary = summarise(self.run_dir)
         self._log(self.run_id, final_metrics(summary))
         words = note(summary)
-        self._ask(lambda: self._client.set_tag(self.run_id, "mlflow.note.content", words))
-        self._ask(
-            lambda: self._client.set_experiment_tag(self.experiment_id, "mlflow.note.content", f"Latest: {words}")
-        )
+        self._ask(self._client.set_tag, self.run_id, "mlflow.note.content", words)
+        self._ask(self._client.set_experiment_tag, self.experiment_id, "mlflow.note.content", f"Latest: {words}")
         self.flush()
         self._client.set_terminated(self.run_id, _STATUS.get(event["status"], "FAILED"), self._last_ms)
 
@@ -149,7 +147,7 @@ class Translator:
         self._stage_metrics(event)
         if self.live and event.get("error") and stage in self._children:
             error = str(event["error"])[:2000]
-            self._ask(lambda: self._client.set_tag(self._children[stage], "lightningrun.error", error))
+            self._ask(self._client.set_tag, self._children[stage], "lightningrun.error", error)
         self._end_child(stage, _STATUS.get(event["status"], "FAILED"))
 
     def _parent(self, event: Mapping[str, Any]) -> None:
@@ -160,7 +158,7 @@ class Translator:
             tags["mlflow.source.git.commit"] = str(commit)
         run = self._create_run("0", f"{self._name}-{self.hex}", tags)
         params = [Param(k, v) for k, v in self._params().items() if k not in run.data.params]
-        self._ask(lambda: self._client.log_batch(run.info.run_id, params=params))
+        self._ask(self._client.log_batch, run.info.run_id, params=params)
 
     def _child(self, event: Mapping[str, Any], tags: dict[str, str]) -> None:
         seq = str(event["seq"])
@@ -171,7 +169,7 @@ class Translator:
             run = self._create_run(seq, f"{event['ordinal']}-{stage}", {**level, **tags, **parent})
             config = {k: v for k, v in flat(self._at("stages", stage) or {}).items() if k not in run.data.params}
             params = [Param(k, v) for k, v in list(config.items())[:MAX_PARAMS]]
-            self._ask(lambda: self._client.log_batch(run.info.run_id, params=params))
+            self._ask(self._client.log_batch, run.info.run_id, params=params)
         if seq in self._runs:
             self._children[stage] = str(self._runs[seq].info.run_id)
 
@@ -233,7 +231,6 @@ class Translator:
     def close(self, *, dead: bool) -> None:
         """After the last event: the run's files, and KILLED for what a dead runner left open."""
         self.flush()
-        self.traces.close()
         if self.run_id is None:
             return
         if dead and not self._finished:
@@ -242,8 +239,7 @@ class Translator:
             self._client.set_terminated(self.run_id, "KILLED", self._last_ms)
         for name in ("recipe.yaml", "resolved.yaml", "lock.json", "report.html"):
             if (self.run_dir / name).is_file():
-                path = str(self.run_dir / name)
-                self._ask(lambda path=path: self._client.log_artifact(self.run_id, path))  # type: ignore[misc]
+                self._ask(self._client.log_artifact, self.run_id, str(self.run_dir / name))
 
     # ---------------------------------------------------------------- metrics
 
@@ -287,8 +283,7 @@ class Translator:
         """Send the metrics gathered so far."""
         for run_id, metrics in self._metrics.items():
             for start in range(0, len(metrics), 900):
-                part = metrics[start : start + 900]
-                self._ask(lambda part=part, run_id=run_id: self._client.log_batch(run_id, metrics=part))  # type: ignore[misc]
+                self._ask(self._client.log_batch, run_id, metrics=metrics[start : start + 900])
         self._metrics.clear()
 
     # ---------------------------------------------------------------- rollouts
@@ -310,7 +305,7 @@ class Translator:
         text = (known.get(split) if isinstance(known, Mapping) else known) or digest(source)
         dataset = Dataset(f"{self._name}-{split}", str(text)[:36], "local", json.dumps({"uri": source}))
         inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", split)])]
-        self._ask(lambda: self._client.log_inputs(run_id, inputs))
+        self._ask(self._client.log_inputs, run_id, inputs)
 
     # ---------------------------------------------------------------- prompts
 
@@ -328,18 +323,18 @@ class Translator:
         if not event.get("promoted"):
             version = self._registry.register(name, self._seeds.get(name, text), "seed", {})
         full = self._registry.full_name(name)
-        self._ask(lambda: self._client.set_prompt_alias(full, f"best-{self.hex}", version))
-        self._ask(lambda: self._client.link_prompt_version_to_run(self.run_id, f"prompts:/{full}/{version}"))
+        self._ask(self._client.set_prompt_alias, full, f"best-{self.hex}", version)
+        self._ask(self._client.link_prompt_version_to_run, self.run_id, f"prompts:/{full}/{version}")
 
     # ---------------------------------------------------------------- asking
 
-    def _ask(self, call: Callable[[], Any]) -> Any:
+    def _ask(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Make a call that MLflow may refuse for its content: then it is noted, and None is returned.
 
         Raises MlflowException if the server is not well or not there: the batch is then told again later.
         """
         try:
-            return call()
+            return call(*arguments, **named)
         except MlflowException as error:
             status = error.get_http_status_code()
             if not 400 <= status < 500 or status in _WAIT_AND_RETRY:

@@ -31,12 +31,11 @@ def serve(
     *,
     environ: Mapping[str, str] = os.environ,
     say: Callable[[str], Any] = print,
-    ready: Callable[[str], Any] | None = None,
 ) -> int:
     """Serve until Ctrl-C or SIGTERM, then end every process of the server. Returns an exit code.
 
-    ``ready`` is called with the link once the site answers. With a tracking server of the user's own there is
-    nothing to start: the link into it is said. Raises UsageError if no port is free, StageFailed if MLflow ends.
+    With a tracking server of the user's own there is nothing to start: the link into it is said. Raises UsageError
+    if no port is free, StageFailed if MLflow ends.
     """
     runs_dir = Path(runs_dir).absolute()
     uri = default_uri(runs_dir, None, environ)
@@ -48,26 +47,20 @@ def serve(
     if free != port:
         say(f"port {port} is taken, using {free}")
     log = tempfile.TemporaryFile()  # noqa: SIM115
-    with preparing(uri):
-        process = _start(uri, host, free, runs_dir, environ, log)
-        previous = signal.signal(signal.SIGTERM, _interrupt)
-        try:
-            link = f"http://{host}:{free}{page(experiment_id) if experiment_id else ''}"
-            _wait_until_it_answers(process, f"http://{host}:{free}/health", log)
-        except BaseException:
-            _end(process)
-            signal.signal(signal.SIGTERM, previous)
-            raise
+    process = None
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        say(f"MLflow: {link}\n(Ctrl-C ends it)")
-        if ready is not None:
-            ready(link)
+        with preparing(uri):
+            process = _start(uri, host, free, runs_dir, environ, log)
+            _wait_until_it_answers(process, f"http://{host}:{free}/health", log)
+        say(f"MLflow: http://{host}:{free}{page(experiment_id) if experiment_id else ''}\n(Ctrl-C ends it)")
         code = process.wait()
         raise StageFailed(f"MLflow ended by itself with {code}: {_tail(log)}")
     except KeyboardInterrupt:
         return 0
     finally:
-        _end(process)
+        if process is not None:
+            _end(process)
         signal.signal(signal.SIGTERM, previous)
 
 
@@ -116,10 +109,6 @@ def _end(process: subprocess.Popen[bytes], grace_s: float = 5.0) -> None:
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(patience)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _latest_experiment(runs_dir: Path, uri: str) -> str:

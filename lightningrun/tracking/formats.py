@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
-
-UI_PORT = 5000
-"""Where `lightningrun ui` serves unless told otherwise."""
 
 
 def count(value: float) -> str:
@@ -32,9 +30,9 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
-def number(value: Any) -> str:
+def number(value: Any, sign: str = "") -> str:
     """A metric: floats to three places, the rest as they are."""
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{value:{sign}.3f}" if isinstance(value, float) else str(value)
 
 
 def interval(low: Any, high: Any) -> str:
@@ -56,9 +54,13 @@ def merged(lines: Iterable[str]) -> list[str]:
 
 def spent(cost: Mapping[str, Mapping[str, Any]]) -> str:
     """A stage's or run's ``role -> {calls, prompt_tokens, completion_tokens, usd}`` in one phrase."""
-    calls = sum(role.get("calls") or 0 for role in cost.values())
-    dollars = sum(role.get("usd") or 0 for role in cost.values())
-    return f"{plural(calls, 'call')}, {usd(dollars)}" if calls else "no calls"
+    calls = total(cost, "calls")
+    return f"{plural(int(calls), 'call')}, {usd(total(cost, 'usd'))}" if calls else "no calls"
+
+
+def total(cost: Mapping[str, Mapping[str, Any]], part: str) -> float:
+    """One part of a cost over all roles."""
+    return sum(role.get(part) or 0 for role in cost.values())
 
 
 def headline(metrics: Mapping[str, Any]) -> str:
@@ -70,3 +72,8 @@ def headline(metrics: Mapping[str, Any]) -> str:
         return f"reward {number(metrics['reward'])}{interval(metrics.get('reward_low'), metrics.get('reward_high'))}"
     shown = [f"{name} {number(value)}" for name, value in metrics.items() if isinstance(value, (int, float))]
     return ", ".join(shown[:3])
+
+
+def unified_diff(before: str, after: str, old: str, new: str) -> str:
+    """What changed in a text; ``old`` and ``new`` name the two."""
+    return "\n".join(difflib.unified_diff(before.splitlines(), after.splitlines(), old, new, lineterm=""))
