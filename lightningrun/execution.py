@@ -7,6 +7,7 @@ from the cache starts nothing. Ctrl-C drains what is in flight, a second one lea
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import dataclasses
 import difflib
@@ -87,7 +88,6 @@ class Execution:
         source = experiment.loaded.path
         if source.is_file():
             write_atomic(folder.recipe, mask(source.read_text("utf-8")))
-        write_atomic(folder.resolved, mask(experiment.loaded.to_yaml()))
         if patch := provenance.dirty_patch(experiment.root):
             write_atomic(folder.path / "dirty.patch", mask(patch))
         lock = {
@@ -102,7 +102,7 @@ class Execution:
             "data": {name: split.digest for name, split in experiment.data.splits.items()},
             **provenance.describe(experiment.root),
         }
-        write_atomic(folder.lock, mask(json.dumps(lock, indent=1, ensure_ascii=False)))
+        folder.freeze(json.loads(mask(json.dumps(lock, ensure_ascii=False))), mask(experiment.loaded.to_yaml()))
         runfolder.point_latest(experiment.runs_dir, folder)
 
     def run(self) -> RunResult:
@@ -142,7 +142,7 @@ class Execution:
         if self.resumed:
             journal.emit("run_resumed", run=self.folder.id, argv=shlex.join(sys.argv), changes=self.changes)
             if self.changes:
-                write_atomic(self.folder.resolved, self.masker.mask(self.experiment.loaded.to_yaml()))
+                self.folder.freeze(self.folder.read_lock(), self.masker.mask(self.experiment.loaded.to_yaml()))
             return
         journal.emit(
             "run_started",
@@ -242,7 +242,7 @@ class Execution:
     async def _start_plant(self, journal: RunJournal) -> Plant:
         from lightningrun.plant import Plant
 
-        return await Plant.start(self.experiment, self.folder, journal, self.masker.mask)
+        return await Plant.start(self.experiment, self.folder, journal, self.masker)
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
@@ -293,11 +293,9 @@ def _run_in_own_loop(main: Any) -> RunResult:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(main())  # type: ignore[no-any-return]
-    found: list[RunResult] = []
-    thread = threading.Thread(target=lambda: found.append(asyncio.run(main())))
-    thread.start()
-    thread.join()
-    return found[0]
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        done: concurrent.futures.Future[RunResult] = thread.submit(lambda: asyncio.run(main()))
+        return done.result()
 
 
 def frozen_changes(before: str, after: LoadedRecipe) -> list[str]:

@@ -69,11 +69,10 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _DISK_ERRNOS:
-            raise DiskFull(
-                f"cannot write: {error.strerror}",
-                where=str(path),
-                hint="free space, then `lightningrun resume`",
-            ) from error
+            hint = "free space, then `lightningrun resume`"
+            if error.errno == errno.EROFS:
+                hint = "choose another place with --runs-dir"
+            raise DiskFull(f"cannot write: {error.strerror}", where=str(path), hint=hint) from error
         raise
 
 

@@ -165,6 +165,8 @@ class Planner:
         for option, stage in (("--from", selection.start), ("--until", selection.until)):
             if stage is not None and stage not in recipe.stages:
                 raise UsageError(f"{option} {stage}: no such stage", hint=f"stages are {', '.join(self.ids)}")
+        if selection.start is not None and self._beyond_until(selection.start):
+            raise UsageError(f"--from {selection.start} comes after --until {selection.until}: no stage is left")
         for stage in selection.force - {"*"}:
             if stage not in recipe.stages:
                 raise UsageError(f"--force={stage}: no such stage", hint=f"stages are {', '.join(self.ids)}")

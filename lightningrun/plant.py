@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 
 from lightningrun.agents import pool as agent_pool
 from lightningrun.agents.jobs import AgentPool
+from lightningrun.errors import DiskFull
+from lightningrun.files import write_atomic
 from lightningrun.gateway.server import Gateway
 from lightningrun.models.ledger import Limits
 from lightningrun.models.service import ModelService
 from lightningrun.prepared import Prepared
 from lightningrun.rollouts.engine import RolloutEngine
 from lightningrun.runfolder import RunFolder
+from lightningrun.secrets import Masker
 from lightningrun.tracking.journal import RunJournal
 from lightningrun.types import Json, Rollout
 
@@ -21,24 +25,32 @@ class Plant:
     """Made by ``start``; whatever happens afterwards, ``close`` ends every process and connection of it."""
 
     def __init__(
-        self, prepared: Prepared, journal: RunJournal, service: ModelService, gateway: Gateway, pool: AgentPool
+        self,
+        prepared: Prepared,
+        journal: RunJournal,
+        service: ModelService,
+        gateway: Gateway,
+        pool: AgentPool,
+        logs: Path,
+        masker: Masker,
     ) -> None:
         self.service = service
         self._recipe = prepared.recipe
         self._journal = journal
         self._gateway = gateway
         self._pool = pool
+        self._logs = logs
+        self._masker = masker
 
     @classmethod
-    async def start(
-        cls, prepared: Prepared, folder: RunFolder, journal: RunJournal, mask: Callable[[str], str]
-    ) -> Plant:
+    async def start(cls, prepared: Prepared, folder: RunFolder, journal: RunJournal, masker: Masker) -> Plant:
         """Build the models, open the gateway and import the agent and the reward function in their slots.
 
         Raises Missing for a key or package, UsageError with the reason if an import fails.
         """
         recipe, environ = prepared.recipe, prepared.environ
         limits = Limits(recipe.budget.max_llm_calls, recipe.budget.max_cost_usd)
+        mask = masker.mask
         service = ModelService(recipe.models, folder.calls, environ=environ, seed=recipe.seed, limits=limits, mask=mask)
         if service.damaged is not None:
             text = f"the call log was damaged; the whole file is kept as {service.damaged.name}, its good part is used"
@@ -46,7 +58,8 @@ class Plant:
         gateway = Gateway(service)
         logs = folder.path / "logs"
         logs.mkdir(exist_ok=True)
-        plant = cls(prepared, journal, service, gateway, agent_pool.build(recipe, gateway, logs, environ))
+        pool = agent_pool.build(recipe, gateway, logs, environ)
+        plant = cls(prepared, journal, service, gateway, pool, logs, masker)
         try:
             await gateway.start()
             await plant._pool.start()
@@ -69,6 +82,7 @@ class Plant:
             journal=self._journal,
             memo=memo,
             seed=self._recipe.seed,
+            masker=self._masker,
         )
 
     def cost(self, stage: str) -> dict[str, Json]:
@@ -80,3 +94,14 @@ class Plant:
         for end in (self._pool.close, self._gateway.stop, self.service.aclose):
             with contextlib.suppress(OSError, RuntimeError):
                 await end()
+        for path in self._logs.glob("*.log"):
+            with contextlib.suppress(OSError, DiskFull):
+                _mask_file(path, self._masker)
+
+
+def _mask_file(path: Path, masker: Masker) -> None:
+    """Take secrets out of what processes printed by themselves."""
+    said = path.read_text("utf-8", "replace")
+    masked = masker.mask(said)
+    if masked != said:
+        write_atomic(path, masked)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lightningrun.errors import UsageError
-from lightningrun.files import disk_errors, safe_name, write_atomic
+from lightningrun.files import digest, disk_errors, safe_name, write_atomic
 from lightningrun.types import Json, StageResult
 
 SHARED = {"cache", "artifacts", "latest", "mlflow.db"}
@@ -94,9 +94,35 @@ class RunFolder:
     def read_lock(self) -> dict[str, Any]:
         """``lock.json``. Raises UsageError if this is not the folder of a run."""
         try:
-            return dict(json.loads(self.lock.read_text("utf-8")))
+            lock = json.loads(self.lock.read_text("utf-8"))
+            if not isinstance(lock, dict) or not isinstance(lock.get("cwd"), str):
+                raise ValueError("lock.json does not say where the run was started")
         except (OSError, ValueError) as error:
             raise UsageError(f"not a run of lightningrun: {error}", where=str(self.path)) from None
+        return lock
+
+    def freeze(self, lock: Mapping[str, Any], resolved: str) -> None:
+        """Write ``lock.json`` and ``resolved.yaml``; the former knows the digest of the latter, now and before.
+
+        A kill between the two leaves no run yet, or one whose older recipe still verifies.
+        """
+        known = [*lock.get("resolved_digests", ()), digest(resolved)]
+        if not known[:-1]:
+            write_atomic(self.resolved, resolved)
+        write_atomic(self.lock, json.dumps({**lock, "resolved_digests": known}, indent=1, ensure_ascii=False))
+        write_atomic(self.resolved, resolved)
+
+    def read_resolved(self, lock: Mapping[str, Any]) -> str:
+        """The frozen recipe. Raises UsageError if it is not, whole, what was frozen."""
+        hint = "start anew from the recipe: what is unchanged is reused; to change a value, resume with KEY=VALUE"
+        try:
+            text = self.resolved.read_text("utf-8")
+        except (OSError, ValueError) as error:
+            raise UsageError(f"cannot read the frozen recipe: {error}", where=str(self.resolved), hint=hint) from None
+        known = lock.get("resolved_digests")
+        if known is not None and digest(text) not in known:
+            raise UsageError("the frozen recipe was damaged or edited", where=str(self.resolved), hint=hint)
+        return text
 
 
 def create(runs_dir: Path, name: str) -> RunFolder:

@@ -89,7 +89,7 @@ def resume(
     if root.is_dir():
         os.chdir(root)
     specs = stages.specs()
-    text = folder.resolved.read_text("utf-8")
+    text = folder.read_resolved(lock)
     frozen = load_text(text, str(folder.resolved), overrides, specs=specs, environ=environ)
     changes = frozen_changes(text, frozen) if overrides else []
     experiment = Prepared(frozen, specs, folder.path.parent, root, environ)

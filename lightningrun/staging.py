@@ -72,7 +72,7 @@ class StageRunner:
         """Take over a committed result, with a copy of its files in this run."""
         before = self._folder.read_state(plan.id)
         if found.outputs == self._folder.outputs(plan.id):
-            if before is None or not before.done or before.key != plan.key:
+            if before is None or not before.done or before.key != plan.key or plan.id not in self._concluded():
                 self._conclude(plan, before, found.result, found.facts, None)
             else:
                 self._journal.emit("log", stage=plan.id, level="info", message=f"{plan.id}: {found.reason}, kept")
@@ -95,6 +95,16 @@ class StageRunner:
             StageState(plan.id, plan.type, plan.ordinal, "reused", plan.key, found.reason, 1, plan.key_parts, record)
         )
         return found.result
+
+    def _concluded(self) -> set[str]:
+        """Stages whose end the journal holds; a damaged one may have lost it, although the outputs are committed."""
+        concluded: set[str] = set()
+        for event in self._journal.events():
+            if event["kind"] in ("stage_finished", "stage_reused"):
+                concluded.add(event["stage"])
+            elif event["kind"] == "stage_started":
+                concluded.discard(event["stage"])
+        return concluded
 
     async def run(self, plan: StagePlan, plant: Plant, known: Mapping[str, Known]) -> StageResult:
         """Execute a stage and commit what it returns. Raises what the stage raised, after recording it."""

@@ -17,6 +17,7 @@ from lightningrun.errors import BudgetReached, LightningError, RewardErrors, Sta
 from lightningrun.rollouts.attempt import Attempt, Attempts
 from lightningrun.rollouts.progress import Progress
 from lightningrun.rollouts.requests import RolloutRequest
+from lightningrun.secrets import Masker
 from lightningrun.types import Rollout, RolloutStatus
 
 if TYPE_CHECKING:
@@ -49,8 +50,13 @@ class RolloutEngine:
         journal: RunJournal,
         memo: Mapping[str, Rollout],
         seed: int,
+        masker: Masker | None = None,
     ) -> None:
-        """``memo``: rollouts of this stage that an earlier process finished. Those without a score are tried again."""
+        """``memo``: rollouts of this stage that an earlier process finished. Those without a score are tried again.
+
+        ``masker`` takes secrets out of what agent and reward say, before a file or the coach gets to see it.
+        """
+        self._masker = masker or Masker()
         self._stage = stage
         self._pool = pool
         self._journal = journal
@@ -150,10 +156,10 @@ class RolloutEngine:
             sample=request.sample,
             status=attempt.status,
             score=attempt.score,
-            feedback=attempt.feedback,
+            feedback=self._masker.mask_json(attempt.feedback),
             metrics=attempt.metrics,
-            output=attempt.output,
-            error=attempt.error,
+            output=self._masker.mask_json(attempt.output),
+            error=self._masker.mask_json(attempt.error),
             call_refs=tuple(attempt.session.refs),
             llm_calls=attempt.session.llm_calls,
             usage=attempt.session.usage,
