@@ -26,7 +26,7 @@ SIDEWAYS = {("gateway", "models"), ("recipe", "secrets"), ("dataset", "recipe"),
 HEAVY = {
     "mlflow": {"tracking"},
     "litellm": {"models"},
-    "openai": {"models"},
+    "openai": {"models", "agents"},
     "aiohttp": {"models", "gateway"},
     "rich": {"cli"},
     "pandas": {"tracking"},

@@ -61,7 +61,7 @@ def show(run: str, runs_dir: str, as_json: bool) -> None:
 @click.argument("stage", required=False, metavar="[STAGE]")
 @options.runs_dir_option
 def logs(run: str, stage: str | None, runs_dir: str) -> None:
-    """Print RUN's events with their times, then the log files of its stages (or of STAGE alone)."""
+    """Print RUN's events with their times (STAGE's alone if named), then what agents and rewards printed."""
     from lightningrun.cli.progress import describe
     from lightningrun.files import read_journal
 
@@ -76,11 +76,10 @@ def logs(run: str, stage: str | None, runs_dir: str) -> None:
             clock = time.strftime("%H:%M:%S", time.localtime(event["ts"]))
             for style, line in describe(event, verbose=True):
                 click.secho(f"{clock} {line}", fg="red" if "red" in style else None)
-    for name in [stage] if stage else stages:
-        for path in sorted((folder / "stages" / name / "logs").glob("*")):
-            if path.is_file() and path.stat().st_size:
-                click.secho(f"== {name}/{path.name}", bold=True)
-                click.echo(path.read_text("utf-8", "replace").rstrip("\n"))
+    for path in sorted((folder / "logs").glob("*")):
+        if path.is_file() and path.stat().st_size:
+            click.secho(f"== {path.name}", bold=True)
+            click.echo(path.read_text("utf-8", "replace").rstrip("\n"))
 
 
 @click.command("diff", short_help="What differs between two runs: recipe, prompts, metrics.")

@@ -81,8 +81,10 @@ def resume(run: str, overrides: Sequence[str], runs_dir: str, as_json: bool, qui
     import yaml
 
     from lightningrun import runner
+    from lightningrun.runfolder import RunFolder
 
-    frozen = yaml.safe_load((folder / "resolved.yaml").read_text("utf-8"))
+    run_folder = RunFolder(folder)
+    frozen = yaml.safe_load(run_folder.read_resolved(run_folder.read_lock()))
     keys = [model.get("api_key_env") for model in frozen["models"].values()]
     return _follow(partial(runner.resume, folder, overrides), keys, folder.parent, as_json, quiet, verbose)
 

@@ -68,11 +68,14 @@ def current_state(run_dir: Path) -> MirrorState:
     state = replace(state, emitted=emitted)
     if state.complete and state.stored == emitted:
         return replace(state, note="")
-    todo = f"complete it with: lightningrun sync {run_dir.name}"
+    if not (run_dir / LOG).exists():
+        return replace(state, note="MLflow: off in this run")
+    run = run_dir.name if run_dir.parent == Path("runs").absolute() else str(run_dir)
+    todo = f"complete it with: lightningrun sync {run}"
     if state.error:
         return replace(state, note=f"MLflow: {state.stored} of {emitted} events stored ({state.error}); {todo}")
     rest = "traces of the rest follow" if state.closed else "the rest follows"
-    sure = f"to make sure: lightningrun sync {run_dir.name}"
+    sure = f"to make sure: lightningrun sync {run}"
     return replace(state, note=f"MLflow: {state.stored} of {emitted} events stored, {rest} in the background; {sure}")
 
 
