@@ -23,7 +23,8 @@ from typing import Any
 from lightningrun.errors import DiskFull, Locked, UsageError
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+_NOT_OURS = {errno.EROFS, errno.EACCES, errno.EPERM}
+_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} | _NOT_OURS
 _CRC_PREFIX = '{"crc":"'
 MANIFEST = "manifest.json"
 
@@ -70,7 +71,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _DISK_ERRNOS:
             hint = "free space, then `lightningrun resume`"
-            if error.errno == errno.EROFS:
+            if error.errno in _NOT_OURS:
                 hint = "choose another place with --runs-dir"
             raise DiskFull(f"cannot write: {error.strerror}", where=str(path), hint=hint) from error
         raise
