@@ -2,7 +2,7 @@
 
 runs/<time>-<name>-<hex>/
   recipe.yaml  resolved.yaml  lock.json  journal.jsonl  calls.jsonl  mirror.json  report.html
-  stages/<id>/{state.json, outputs/, logs/}
+  stages/<id>/{state.json, outputs/}  logs/
 runs/cache/<key>/    runs/latest    runs/mlflow.db
 """
 
@@ -71,11 +71,6 @@ class RunFolder:
 
     def outputs(self, stage: str) -> Path:
         return self.stage(stage) / "outputs"
-
-    def logs(self, stage: str) -> Path:
-        folder = self.stage(stage) / "logs"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
 
     def read_state(self, stage: str) -> StageState | None:
         """The stage's state, or None if it never started or its file does not parse."""

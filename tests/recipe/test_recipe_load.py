@@ -236,10 +236,13 @@ def test_a_failed_interpolation_is_located(project: Any, changed: Changed, value
 def test_interpolations_that_run_away_are_refused_at_once(block: dict[str, Any]) -> None:
     import omegaconf  # noqa: F401  (its import is not what is timed)
 
-    noted: list[str] = []
-    started = time.process_time()
-    resolve({"vars": block}, lambda path, message, hint: noted.append(message))
-    assert time.process_time() - started < 0.1
+    spent: list[float] = []
+    for _ in range(3):  # the least of three: a busy machine is not what is measured
+        noted: list[str] = []
+        started = time.process_time()
+        resolve({"vars": block}, lambda path, message, hint: noted.append(message))  # noqa: B023
+        spent.append(time.process_time() - started)
+    assert min(spent) < 0.1
     assert noted
     assert all("expand to too much" in message or "leads back to itself" in message for message in noted)
 

@@ -248,6 +248,6 @@ def test_an_uri_in_the_environment_wins_and_its_password_is_written_nowhere(runs
     mirror = Mirror.start(run, uri=uri, experiment="x", runs_dir=runs_dir, environ={})
     state = mirror.finish(4)
     wait_until(lambda: read_state(run).error and not holder_alive(run / ".mirror.lock"))
-    assert f"lightningrun sync {run.name}" in state.note
+    assert f"lightningrun sync {run}" in state.note
     for path in run.rglob("*"):
         assert not path.is_file() or b"canary-password" not in path.read_bytes()

@@ -31,7 +31,7 @@ def test_a_closed_port_costs_little_and_sync_to_a_live_server_completes(runs_dir
     state = mirror.finish(4)
     assert time.monotonic() - began < ALLOWED_S
     assert state.stored == 0 and state.emitted > 0 and not state.complete
-    assert "does not answer" in state.note and f"lightningrun sync {run.name}" in state.note
+    assert "does not answer" in state.note and f"lightningrun sync {run}" in state.note
     wait_until(lambda: not holder_alive(run / ".mirror.lock"))
 
     state = sync(run, server.uri, environ={})
