@@ -162,7 +162,9 @@ class Planner:
         self.selection = selection
         self.has_gpu = has_gpu
         self.ids = list(recipe.stages)
+        only = selection.start == selection.until
         for option, stage in (("--from", selection.start), ("--until", selection.until)):
+            option = "--only" if only else option
             if stage is not None and stage not in recipe.stages:
                 raise UsageError(f"{option} {stage}: no such stage", hint=f"stages are {', '.join(self.ids)}")
         if selection.start is not None and self._beyond_until(selection.start):

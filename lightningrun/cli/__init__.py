@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(code or 0)
     except click.exceptions.Exit as ending:
         return ending.exit_code
-    except click.UsageError as error:
+    except click.ClickException as error:
         _print_error(error.format_message())
         return ExitCode.USAGE
     except LightningError as error:

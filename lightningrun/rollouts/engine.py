@@ -95,6 +95,7 @@ class RolloutEngine:
             await self._finish(workers)
         self._check_prompts_were_seen()
         self._check_rewards(at_end=True)
+        self._check_answers()
         self._progress.show(force=True)
         return [self._finished[key] for key in keys]
 
@@ -197,6 +198,19 @@ class RolloutEngine:
                 f"{first.error}",
                 hint="mend the reward function; no LLM call is repeated by `lightningrun resume`",
             )
+
+    def _check_answers(self) -> None:
+        """A model that refuses every request is a wrong request, not an agent that scores 0."""
+        failed = self._progress.by_status[RolloutStatus.FAILED]
+        if failed != self.done or failed < _MIN_INFRA_ERRORS:
+            return
+        rollouts = list(self._finished.values())
+        if any(rollout.usage.completion_tokens for rollout in rollouts) or not all(r.llm_calls for r in rollouts):
+            return
+        raise StageFailed(
+            f"the model answered no request of stage {self._stage}; the last rollout: {rollouts[-1].error}",
+            hint="the requests are in the run's calls.jsonl; mend agent or model and start a new run",
+        )
 
     def _check_prompts_were_seen(self) -> None:
         unseen = self._attempts.unseen
