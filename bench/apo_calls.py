@@ -10,6 +10,7 @@ on, and 8 workers. Wall time is from the start of the process to its end. MLflow
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 
@@ -20,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--latency-ms", type=float, default=1.0)
-    parser.add_argument("--peer-python", help="python of a venv with agentlightning 0.3.0; it runs once")
+    parser.add_argument("--peer-python", type=os.path.abspath, help="of agentlightning 0.3.0; runs once")
     chosen = parser.parse_args()
     script = str(HERE / "apo_contestants.py")
     series: dict[str, list[Measurement]] = {"ours": []}

@@ -11,6 +11,7 @@ Exit 1 if a target is missed.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 
@@ -58,7 +59,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--latency-ms", type=float, default=1.0)
-    parser.add_argument("--peer-python", help="python of a venv with agentlightning 0.3.0")
+    parser.add_argument("--peer-python", type=os.path.abspath, help="python of a venv with agentlightning 0.3.0")
     chosen = parser.parse_args()
     script = [str(HERE / "contestants.py")]
     commands = {
