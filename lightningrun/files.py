@@ -96,11 +96,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 def set_aside(path: Path) -> Path:
     """Rename ``path`` to the first free ``<name>.corrupt-N`` beside it and return that."""
-    number = 1
-    while (aside := path.with_name(f"{path.name}.corrupt-{number}")).exists():
-        number += 1
-    os.rename(path, aside)
-    return aside
+    return set_aside_as(path, path)
 
 
 class Journal:
