@@ -6,6 +6,7 @@ arrives at the same point without repeating any of them.
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +21,15 @@ from lightningrun.stages.apo.confirm import Confirmation, confirm
 from lightningrun.stages.apo.evaluation import Evaluation, RolloutBudget, jobs_for
 from lightningrun.stages.apo.guards import Guards
 from lightningrun.stages.apo.log import SearchLog
-from lightningrun.stages.apo.reflective import Outcome, Reflective, spend
+from lightningrun.stages.apo.search import Outcome, Search, Setting, spend
 from lightningrun.stages.apo.traces import describe_failure
 from lightningrun.stages.base import StageContext
 from lightningrun.stages.rollout_file import write_rollouts
 from lightningrun.stages.statistics import bootstrap_interval, mean
 from lightningrun.types import Artifact, ArtifactKind, Json, Rollout, StageResult, Task
+
+ALGORITHMS = {"reflective": "reflective:Reflective"}
+"""``algorithm`` -> the room's class, imported only when it is used."""
 
 
 async def run(ctx: StageContext, inputs: Mapping[str, Artifact]) -> StageResult:
@@ -78,21 +82,22 @@ class _Room:
         ctx, config = self.ctx, self.config
         guarded = [task for split in ctx.data.splits.values() for task in split.tasks]
         reward_range = ctx.recipe.reward.range
-        return await Reflective(
+        setting = Setting(
             config=config,
             seed=ctx.seed,
             prompts=ctx.prompts,
             optimize=self.optimize,
             train=self.rows.train,
             val=self.rows.val,
-            best_score=reward_range[1] if reward_range else 1.0,
+            top=reward_range[1] if reward_range else 1.0,
             evaluation=self.evaluation,
             coach=self.coach,
             guards=Guards(config.guards, {name: ctx.prompts[name] for name in self.optimize}, guarded),
             describe=self._describer(),
             log=self.log,
             out_of_time=self._clock(),
-        ).run()
+        )
+        return await _algorithm(config.algorithm)(setting).run()
 
     def _describer(self) -> Callable[[Rollout, Mapping[str, str]], str]:
         tasks = {task.id: task for task in self.rows.train}
@@ -202,6 +207,11 @@ class _Room:
         if best.id:
             spent = spend(self.evaluation, self.coach)
             self.log.verdict(best, outcome.pool[0], self.optimize, judged.promoted, judged.reason, spent)
+
+
+def _algorithm(name: str) -> type[Search]:
+    module, _, attr = ALGORITHMS[name].partition(":")
+    return getattr(importlib.import_module(f"lightningrun.stages.apo.{module}"), attr)  # type: ignore[no-any-return]
 
 
 def _split_rows(ctx: StageContext) -> _Rows:

@@ -1,0 +1,167 @@
+"""What every search for prompts shares: the seed's score, the pool, the incumbent, reasons to stop, and the booking.
+
+An algorithm is a room of its own with one verb: ``generation`` plans proposals, has them written, scores those worth
+it and books them. It is a deterministic function of (config, seed, replies): a generation is planned together,
+evaluated together and decided in the order of its proposals, whatever came back first.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from lightningrun.errors import BudgetReached
+from lightningrun.stages.apo.attempts import Attempt, failures
+from lightningrun.stages.apo.candidates import Candidate, better
+from lightningrun.stages.apo.coach import Coach
+from lightningrun.stages.apo.config import ApoConfig
+from lightningrun.stages.apo.evaluation import Evaluation, Job, jobs_for
+from lightningrun.stages.apo.guards import Guards
+from lightningrun.stages.apo.log import SearchLog
+from lightningrun.types import Rollout, Task
+
+Describe = Callable[[Rollout, Mapping[str, str]], str]
+"""Writes one rollout down for the coach; the mapping holds the prompts it ran with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a search works with."""
+
+    config: ApoConfig
+    seed: int
+    prompts: Mapping[str, str]
+    """The prompts to start from, those that are not optimised included."""
+    optimize: Sequence[str]
+    train: Sequence[Task]
+    val: Sequence[Task]
+    top: float
+    """The best score that the reward can give."""
+    evaluation: Evaluation
+    coach: Coach
+    guards: Guards
+    describe: Describe
+    log: SearchLog
+    out_of_time: Callable[[int], bool]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a search ends with. ``pool`` holds the candidates scored on all of val, the seed first."""
+
+    pool: list[Candidate]
+    best: Candidate
+    proposals: int
+    stopped: str
+
+
+class Search(ABC):
+    """One search. ``run`` once."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.config = setting.config
+        self.evaluation = setting.evaluation
+        self.coach = setting.coach
+        self.guards = setting.guards
+        self.root = Candidate(0, dict(setting.prompts))
+        self.best = self.root
+        self.pool = [self.root]
+        self.goal = min(setting.config.stop.score, setting.top)
+        self.proposals = 0
+        self._unaccepted = 0
+        self._without_best = 0
+
+    @abstractmethod
+    async def generation(self) -> str:
+        """Plan, write, score and book some proposals. Returns why the search must end, or ''."""
+
+    async def run(self) -> Outcome:
+        """Search until something ends it. Raises BudgetReached only if not even the seed could be scored."""
+        jobs = self.val_jobs(self.root)
+        await self.evaluation.run(jobs)
+        self.root.val = self.evaluation.scores(jobs)
+        self._log_seed()
+        stopped = self._reason_to_stop()
+        while not stopped:
+            try:
+                stopped = await self.generation() or self._reason_to_stop()
+            except BudgetReached as reached:
+                stopped = str(reached)
+        self.setting.log.info(f"search ended after {self.proposals} proposals: {stopped}")
+        return Outcome(self.pool, self.best, self.proposals, stopped)
+
+    def _reason_to_stop(self) -> str:
+        stop = self.config.stop
+        if self.best.val_mean >= self.goal:
+            return f"val reward {self.best.val_mean:.3f} reached stop.score"
+        if self._without_best >= stop.patience:
+            return f"{stop.patience} candidates on val without a new best (stop.patience)"
+        if self._unaccepted >= stop.stall_proposals:
+            return f"{stop.stall_proposals} proposals in a row were not accepted (stop.stall_proposals)"
+        if self.coach.calls_left < 1:
+            return "budget.max_coach_calls is spent"
+        if self.setting.out_of_time(self.proposals):
+            self.setting.log.clock_stopped(self.proposals)
+            return "budget.timeout_s is over"
+        return ""
+
+    async def score(self, accepted: Sequence[Attempt]) -> None:
+        """Score what was accepted on all of val, together."""
+        await self.evaluation.run(job for one in accepted for job in self.val_jobs(self.child(one)))
+        for attempt in accepted:
+            child = self.child(attempt)
+            child.val = self.evaluation.scores(self.val_jobs(child))
+
+    def settle(self, attempt: Attempt) -> None:
+        """Book one decided proposal, in order."""
+        if attempt.verdict == "accepted":
+            child = self.child(attempt)
+            self.pool.append(child)
+            self._unaccepted = 0
+            self._without_best += 1
+            if better(child, self.best):
+                self.best = child
+                self._without_best = 0
+        else:
+            self._unaccepted += 1
+        self.setting.log.attempt(attempt, self.best.id, self.spent())
+
+    def failures(self, candidate: Candidate) -> list[Rollout]:
+        """The candidate's known rollouts on train that could have scored better."""
+        return failures(self.evaluation.of(candidate, self.config.train), self.setting.top)
+
+    @staticmethod
+    def child(attempt: Attempt) -> Candidate:
+        assert attempt.child is not None
+        return attempt.child
+
+    def jobs(self, candidate: Candidate, tasks: Sequence[Task]) -> list[Job]:
+        return jobs_for(candidate, tasks, self.config.samples)
+
+    def val_jobs(self, candidate: Candidate) -> list[Job]:
+        return self.jobs(candidate, self.setting.val)
+
+    def spent(self) -> dict[str, float]:
+        return spend(self.evaluation, self.coach)
+
+    def log_curve(self) -> None:
+        spent = self.spent()
+        self.setting.log.emit("metric", step=spent["rollouts"], values={"val_reward": self.best.val_mean, **spent})
+
+    def _log_seed(self) -> None:
+        log, optimize = self.setting.log, self.setting.optimize
+        log.prompts(self.root, optimize, "seed")
+        log.candidate(self.root, self.root, optimize, "seed", "the prompts to start from", 0, self.spent())
+        self.log_curve()
+
+
+def spend(evaluation: Evaluation, coach: Coach) -> dict[str, float]:
+    """What a search has spent so far."""
+    return {
+        "rollouts": evaluation.budget.spent,
+        "coach_calls": coach.calls,
+        "llm_calls": evaluation.llm_calls + coach.calls,
+        "usd": round(evaluation.cost_usd + coach.cost_usd, 9),
+    }
