@@ -72,12 +72,14 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class LLMCall:
-    """One chat-completions call, captured whole.
+    """One call to a model, captured whole.
 
-    ``request`` is the body as it was sent to the provider, ``response`` the chat completion (None when it failed, then
+    ``request`` is the body as it was sent to the provider, ``response`` the chat completion (of
+    protocol ``embeddings``: the embeddings; None when it failed, then
     ``error`` says why). ``owner`` is the rollout's key, or ``coach:...``. ``occurrence`` counts equal requests within
     one owner. ``cost_usd`` is None when no price is known. ``cached`` calls were answered by the run's own call log and
-    cost nothing. ``agent`` is what the request said in ``X-Agent-Name``.
+    cost nothing. ``agent`` is who asked: see ``CallSession.chat``. ``protocol`` and ``path`` say how a call reached the
+    gateway (``messages``, ``/v1/messages``); both are empty for calls of our own.
     """
 
     id: str
@@ -97,6 +99,8 @@ class LLMCall:
     sample: int = 0
     occurrence: int = 0
     agent: str = ""
+    protocol: str = ""
+    path: str = ""
     cache_key: str = ""
 
     def to_json(self) -> dict[str, Json]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightningrun.errors import Missing, ModelError
 from lightningrun.models.openai_http import refusal
-from lightningrun.models.provider import Body, checked, secret_of, short
+from lightningrun.models.provider import Body, checked, embedded, secret_of, short
 from lightningrun.models.retries import retry_after_s
 
 if TYPE_CHECKING:
@@ -43,12 +43,17 @@ class LiteLLM:
         self._litellm: Any = None
 
     async def complete(self, body: Body, payload: bytes, timeout_s: float) -> Body:
-        completion = await self._asked(body, timeout_s)
+        completion = await self._asked("acompletion", body, timeout_s)
         return checked(completion.model_dump(mode="json"), self._where)
+
+    async def embed(self, body: Body, payload: bytes, timeout_s: float) -> Body:
+        """The embeddings for ``body``. Raises as ``complete``."""
+        answer = await self._asked("aembedding", body, timeout_s)
+        return embedded(answer.model_dump(mode="json"), self._where)
 
     async def stream(self, body: Body, timeout_s: float) -> AsyncGenerator[Body, None]:
         end = asyncio.get_running_loop().time() + timeout_s
-        chunks = await self._asked(body, timeout_s)
+        chunks = await self._asked("acompletion", body, timeout_s)
         try:
             while True:
                 left = end - asyncio.get_running_loop().time()
@@ -62,11 +67,11 @@ class LiteLLM:
         finally:
             await chunks.aclose()
 
-    async def _asked(self, body: Body, timeout_s: float) -> Any:
+    async def _asked(self, function: str, body: Body, timeout_s: float) -> Any:
         if self._litellm is None:
             self._litellm = await asyncio.to_thread(_imported)
         try:
-            call = self._litellm.acompletion(**body, **self._options, timeout=timeout_s)
+            call = getattr(self._litellm, function)(**body, **self._options, timeout=timeout_s)
             return await asyncio.wait_for(call, timeout_s)
         except Exception as error:
             raise self._typed(error, timeout_s) from error

@@ -16,7 +16,7 @@ import yarl
 
 from lightningrun.errors import Missing, ModelError, UsageError
 from lightningrun.models.chunks import split
-from lightningrun.models.provider import Body, RefusedRequest, checked, dumps, secret_of, short
+from lightningrun.models.provider import Body, RefusedRequest, checked, dumps, embedded, secret_of, short
 from lightningrun.models.retries import retry_after_s
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class OpenAIHttp:
     def __init__(self, config: ModelConfig, environ: Mapping[str, str], role: str) -> None:
         base = (config.base_url or _DEFAULT_URL).rstrip("/")
         self._url = _parsed(base + "/chat/completions", role)
+        self._embeddings_url = _parsed(base + "/embeddings", role)
         self._where = f"models.{role}"
         self._key_env = config.api_key_env or ("" if config.base_url else "OPENAI_API_KEY")
         key = environ.get(self._key_env, "").strip() if self._key_env else ""
@@ -51,7 +52,7 @@ class OpenAIHttp:
         self._trust_env = any(environ.get(name) for name in _PROXIES)
         self._session: aiohttp.ClientSession | None = None
 
-    def _post(self, payload: bytes, timeout_s: float) -> aiohttp.client._RequestContextManager:
+    def _post(self, url: yarl.URL, payload: bytes, timeout_s: float) -> aiohttp.client._RequestContextManager:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
@@ -60,22 +61,36 @@ class OpenAIHttp:
                 trust_env=self._trust_env,
             )
         return self._session.post(
-            self._url, data=payload, timeout=aiohttp.ClientTimeout(total=timeout_s), allow_redirects=False
+            url, data=payload, timeout=aiohttp.ClientTimeout(total=timeout_s), allow_redirects=False
         )
 
     async def complete(self, body: Body, payload: bytes, timeout_s: float) -> Body:
+        return checked(await self._answer(self._url, payload, timeout_s), self._where)
+
+    async def embed(self, body: Body, payload: bytes, timeout_s: float) -> Body:
+        """The embeddings for ``body``. Raises as ``complete``."""
         try:
-            async with self._post(payload, timeout_s) as response:
+            answer = await self._answer(self._embeddings_url, payload, timeout_s)
+        except ModelError as error:
+            if error.status not in (404, 405, 501):
+                raise
+            said = f"this endpoint has no embeddings of that model: {error.message}"
+            raise RefusedRequest(said, status=400, where=self._where) from error
+        return embedded(answer, self._where)
+
+    async def _answer(self, url: yarl.URL, payload: bytes, timeout_s: float) -> Any:
+        try:
+            async with self._post(url, payload, timeout_s) as response:
                 raw = self._masked(await response.read())
                 if response.status == 200:
-                    return checked(self._parsed_json(raw), self._where)
+                    return self._parsed_json(raw)
                 raise self._refusal(response, raw)
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             raise self._broken(error, timeout_s) from error
 
     async def stream(self, body: Body, timeout_s: float) -> AsyncGenerator[Body, None]:
         try:
-            async with self._post(dumps(body), timeout_s) as response:
+            async with self._post(self._url, dumps(body), timeout_s) as response:
                 if response.status != 200:
                     raise self._refusal(response, self._masked(await response.read()))
                 if response.content_type in ("application/json", "text/html"):

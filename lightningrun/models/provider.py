@@ -76,6 +76,13 @@ def checked(completion: Any, where: str) -> Body:
     raise ModelError("answered without choices", kind="no_choices", retryable=True, where=where)
 
 
+def embedded(answer: Any, where: str) -> Body:
+    """``answer`` if it is a list of embeddings; raises ModelError otherwise."""
+    if isinstance(answer, dict) and isinstance(answer.get("data"), list) and answer["data"]:
+        return answer
+    raise ModelError(f"answered without embeddings: {short(answer)}", kind="no_embeddings", retryable=True, where=where)
+
+
 def short(value: Json, limit: int = 300) -> str:
     """An error's text on one line, the message picked out of the usual shapes."""
     if isinstance(value, dict):
@@ -94,7 +101,8 @@ def usage_of(completion: Body | None, payload: bytes) -> Usage:
     """Tokens as the provider counted them; estimated from the text where it did not."""
     usage = (completion or {}).get("usage")
     if isinstance(usage, dict):
-        counted = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        none = None if (completion or {}).get("choices") else 0  # embeddings have nothing to complete
+        counted = usage.get("prompt_tokens"), usage.get("completion_tokens", none)
         if all(isinstance(count, int) for count in counted):
             return Usage(*counted)  # type: ignore[arg-type]
     written = sum(tokens_of(dumps(choice.get("message")).decode()) for choice in (completion or {}).get("choices", ()))

@@ -36,10 +36,12 @@ class Role:
         body = {**asked, "model": config.name, **self._overrides}
         body.pop("stream", None)
         body.pop("stream_options", None)
-        if config.max_tokens is not None:
-            newer = "max_completion_tokens" in body or (config.provider == "openai" and config.base_url is None)
+        own = config.provider == "openai" and config.base_url is None  # takes the newer name alone
+        newer = own or "max_completion_tokens" in body
+        longest = config.max_tokens or body.get("max_tokens")
+        if longest is not None and (own or config.max_tokens):
             body.pop("max_tokens", None)
-            body["max_completion_tokens" if newer else "max_tokens"] = config.max_tokens
+            body["max_completion_tokens" if newer else "max_tokens"] = longest
         body.update(config.extra)
         return body
 

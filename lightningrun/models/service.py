@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from lightningrun.models import build
 from lightningrun.models.call_log import CallLog
 from lightningrun.models.chunks import Assembler, split
 from lightningrun.models.ledger import Ledger, Limits
-from lightningrun.models.provider import Body, checked, usage_of
+from lightningrun.models.provider import Body, RefusedRequest, checked, usage_of
 from lightningrun.models.retries import Retries
 from lightningrun.models.role import Role
 from lightningrun.models.session import CallSession, PendingCall
@@ -102,12 +102,15 @@ class ModelService:
         sample: int = 0,
         default_role: str = "policy",
         rewrites: Mapping[str, str] | None = None,
+        prompts: Mapping[str, str] | None = None,
     ) -> CallSession:
         """A session for one owner: a rollout's key, or ``coach:...``.
 
-        ``sample`` keeps the repeats of a task apart in the cache. ``rewrites`` replaces whole message texts.
+        ``sample`` keeps the repeats of a task apart in the cache. ``rewrites`` replaces whole message texts. By
+        ``prompts`` (name -> text as the agent sends it) calls are told apart whose request names no agent.
         """
-        return CallSession(self, self._stage_ledger(stage), stage, owner, sample, default_role, rewrites or {})
+        ledger = self._stage_ledger(stage)
+        return CallSession(self, ledger, stage, owner, sample, default_role, rewrites or {}, prompts or {})
 
     def read(self, ref: int) -> LLMCall:
         """The call at a byte offset of the call log. Raises ValueError if none is there."""
@@ -127,6 +130,10 @@ class ModelService:
             return self.roles[default]
         raise UsageError(f"the recipe has no model {default!r}", where="models", hint=f"it has {', '.join(self.roles)}")
 
+    def knows(self, model: str) -> bool:
+        """Whether ``model`` is a role, or the model name of one."""
+        return model in self.roles or model in self._by_model
+
     async def answer(self, call: PendingCall) -> Body:
         """The completion for ``call``, from the log or the provider. Raises ModelError, BudgetReached, DiskFull."""
         replayed = await self._replayed(call)
@@ -134,7 +141,8 @@ class ModelService:
             return replayed
         with self._leading(call):
             async with self._sending(call) as attempts:
-                completion = await attempts.run(partial(call.role.provider.complete, call.body, call.payload))
+                complete = _embedding(call.role) if call.protocol == "embeddings" else call.role.provider.complete
+                completion = await attempts.run(partial(complete, call.body, call.payload))
                 self._record(call, completion)
                 return completion
 
@@ -168,9 +176,12 @@ class ModelService:
             flight = self._flights.get(call.key)
             if flight is None:
                 return None
-            error = await asyncio.shield(flight)
+            try:
+                error = await asyncio.shield(flight)
+            except asyncio.CancelledError:
+                self._record(call, None, error=DISCONNECTED)
+                raise
             if error is not None:
-                call.started_at = time.time()
                 self._record(call, None, error=str(error))
                 raise error
 
@@ -191,6 +202,8 @@ class ModelService:
                         stage=session.stage,
                         owner=session.owner,
                         agent=call.agent,
+                        protocol=call.protocol,
+                        path=call.path,
                         started_at=time.time(),
                         duration_s=0.0,
                         cost_usd=0.0,
@@ -220,27 +233,32 @@ class ModelService:
 
     @contextlib.asynccontextmanager
     async def _sending(self, call: PendingCall) -> AsyncIterator[Retries]:
-        """Hold a slot of the model and a reservation; record the call if it fails."""
+        """Hold a slot of the model and a reservation; record the call if it fails, or its client leaves the queue."""
         config = call.role.config
-        async with call.role.slots:
-            bound = call.role.bound_usd(call.body, call.payload)
-            reservation = call.reservation = await call.session.ledger.reserve(call.role.name, bound)
-            call.attempts = Retries(config.timeout_s, config.deadline_s, config.retries)
-            call.started_at, call.started = time.time(), time.monotonic()
-            try:
+        try:
+            async with call.role.slots:
+                bound = call.role.bound_usd(call.body, call.payload)
+                call.reservation = await call.session.ledger.reserve(call.role.name, bound)
+                call.attempts = Retries(config.timeout_s, config.deadline_s, config.retries)
+                call.started_at, call.started = time.time(), time.monotonic()
                 yield call.attempts
-            except ModelError as error:
-                self._record(call, None, error=str(error))
-                raise
-            except (TypeError, ValueError, AttributeError, LookupError, RecursionError) as error:
-                odd = ModelError(f"answered oddly: {error!r}", kind="malformed", where=call.role.where)
-                self._record(call, None, error=str(odd))
-                raise odd from error
-            except (asyncio.CancelledError, GeneratorExit):
-                self._record(call, None, error=DISCONNECTED)
-                raise
-            finally:
-                reservation.release()
+        except ModelError as error:
+            self._record(call, None, error=str(error))
+            raise
+        except (TypeError, ValueError, AttributeError, LookupError, RecursionError) as error:
+            odd = ModelError(f"answered oddly: {error!r}", kind="malformed", where=call.role.where)
+            self._record(call, None, error=str(odd))
+            raise odd from error
+        except (asyncio.CancelledError, GeneratorExit):
+            self._record(call, None, error=DISCONNECTED)
+            raise
+        finally:
+            if call.reservation is not None:
+                call.reservation.release()
+
+    def refuse(self, call: PendingCall, reason: str) -> None:
+        """Record a call that was sent to nobody."""
+        self._record(call, None, error=reason)
 
     def _record(self, call: PendingCall, completion: Body | None, sent: Body | None = None, error: str = "") -> None:
         session, role = call.session, call.role
@@ -257,7 +275,7 @@ class ModelService:
                 request=sent or call.body,
                 response=completion,
                 error=error,
-                started_at=round(call.started_at, 4),
+                started_at=round(call.started_at or time.time(), 4),
                 duration_s=round(time.monotonic() - call.started, 6) if call.started else 0.0,
                 usage=usage,
                 cost_usd=cost,
@@ -265,6 +283,8 @@ class ModelService:
                 sample=session.sample,
                 occurrence=call.occurrence,
                 agent=call.agent,
+                protocol=call.protocol,
+                path=call.path,
                 cache_key=call.key,
             )
         )
@@ -282,6 +302,18 @@ class ModelService:
             with contextlib.suppress(Exception):
                 await role.provider.aclose()
         self._log.close()
+
+
+def _embedding(role: Role) -> Callable[[Body, bytes, float], Awaitable[Body]]:
+    embed = getattr(role.provider, "embed", None)
+    if embed is None:
+        raise RefusedRequest(
+            f"a model of provider {role.config.provider} has no embeddings: add one of provider openai or litellm to "
+            "the recipe's models, and ask for it by its name",
+            status=400,
+            where=role.where,
+        )
+    return embed  # type: ignore[no-any-return]
 
 
 async def _opened(role: Role, body: Body, timeout_s: float) -> tuple[Body, AsyncGenerator[Body, None]]:

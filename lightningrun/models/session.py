@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import AsyncGenerator, Mapping
+import re
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lightningrun.errors import BudgetReached, LightningError, ModelError
 from lightningrun.models.provider import Body, RefusedRequest, dumps
-from lightningrun.types import Usage
+from lightningrun.types import Json, Usage
 
 if TYPE_CHECKING:
     from lightningrun.models.ledger import Ledger, Reservation
@@ -32,7 +34,9 @@ class PendingCall:
     payload: bytes
     digest: str
     occurrence: int
-    agent: str
+    agent: str = ""
+    protocol: str = ""
+    path: str = ""
     started_at: float = 0.0
     started: float = 0.0
     reservation: Reservation | None = None
@@ -41,6 +45,9 @@ class PendingCall:
     @property
     def key(self) -> str:
         return f"{self.digest}-{self.session.sample}-{self.occurrence}"
+
+
+_PLACEHOLDER = re.compile(r"\{[^{}]*\}")
 
 
 class CallSession:
@@ -55,6 +62,7 @@ class CallSession:
         sample: int,
         default_role: str,
         rewrites: Mapping[str, str],
+        prompts: Mapping[str, str],
     ) -> None:
         self._service = service
         self.ledger = ledger
@@ -71,9 +79,10 @@ class CallSession:
         self.fatal: LightningError | None = None
         """What makes every further call pointless: a refused key, an unknown model, a full disk."""
         self.budget: BudgetReached | None = None
-        self.rewritten: set[str] = set()
-        """Those of ``rewrites`` that were seen in a request."""
+        self.rewritten: Counter[str] = Counter()
+        """How often each of ``rewrites`` was seen in a request."""
         self._rewrites = rewrites
+        self._prompts = prompts
         self._asked: dict[str, int] = {}
         self._failed: dict[str, ModelError] = {}
 
@@ -82,9 +91,15 @@ class CallSession:
         """A failure of the infrastructure that no later equal request made good; else None."""
         return next(iter(self._failed.values()), None)
 
-    async def chat(self, body: Body, *, role: str | None = None, agent: str = "") -> Body:
-        """The chat completion for ``body``. Raises ModelError (RefusedRequest: the body is to blame), BudgetReached."""
-        call = self._prepared(body, role, agent)
+    async def chat(
+        self, body: Body, *, role: str | None = None, agent: str = "", protocol: str = "", path: str = ""
+    ) -> Body:
+        """The chat completion for ``body`` (of protocol ``embeddings``: the embeddings).
+
+        ``agent`` names who asks; without it, the request does by the model asked for or the prompt that it carries.
+        Raises ModelError (RefusedRequest: the body is to blame), BudgetReached.
+        """
+        call = self._prepared(body, role, agent, protocol, path)
         try:
             completion = await self._service.answer(call)
         except BaseException as error:
@@ -93,9 +108,11 @@ class CallSession:
         self._failed.pop(call.digest, None)
         return completion
 
-    async def stream(self, body: Body, *, role: str | None = None, agent: str = "") -> AsyncGenerator[Body, None]:
+    async def stream(
+        self, body: Body, *, role: str | None = None, agent: str = "", protocol: str = "", path: str = ""
+    ) -> AsyncGenerator[Body, None]:
         """The chunks of a completion as they come; close the iterator to hang up. Raises as ``chat``."""
-        call = self._prepared(body, role, agent)
+        call = self._prepared(body, role, agent, protocol, path)
         try:
             async with contextlib.aclosing(self._service.stream(call)) as chunks:
                 async for chunk in chunks:
@@ -105,17 +122,56 @@ class CallSession:
             raise
         self._failed.pop(call.digest, None)
 
-    def _prepared(self, asked: Body, role_name: str | None, agent: str) -> PendingCall:
+    def refuse(self, reason: str, asked: Body, *, agent: str = "", protocol: str = "", path: str = "") -> None:
+        """Record a request that nobody could answer, so that whoever reads the calls of an agent sees it."""
+        role = self._service.role_for(asked.get("model"), self.default_role)
+        call = PendingCall(self, role, asked, b"", "", 0, agent or self._agent_of(asked), protocol, path)
+        self._service.refuse(call, reason)
+
+    def _prepared(self, asked: Body, role_name: str | None, agent: str, protocol: str, path: str) -> PendingCall:
         service = self._service
         role = service.role_for(role_name or asked.get("model"), role_name or self.default_role)
-        body = role.body(self._rewrite(asked) if self._rewrites else asked)
+        agent = agent or (self._agent_of(asked) if protocol else "")
+        if protocol == "embeddings":
+            body = {**asked, "model": role.config.name}
+        else:
+            body = role.body(self._rewrite(asked) if self._rewrites else asked)
         payload = dumps(body)
         digest = role.digest(payload)
         occurrence = self._asked.get(digest, 0)
         self._asked[digest] = occurrence + 1
         if role.config.provider == "python":
             body["seed"] = _seed(role.seed, body.get("seed"), self.sample, occurrence)
-        return PendingCall(self, role, body, payload, digest, occurrence, agent)
+        return PendingCall(self, role, body, payload, digest, occurrence, agent, protocol, path)
+
+    def _agent_of(self, asked: Body) -> str:
+        """Which agent of several asks, as far as the request tells.
+
+        The model asked for, if it is the name of a prompt or of a role other than the usual one; else the declared
+        prompt that the request carries; else a model that the recipe does not know: a name made up for the purpose.
+        """
+        model = asked.get("model")
+        model = model if isinstance(model, str) else ""
+        if model in self._prompts or (model in self._service.roles and model != self.default_role):
+            return model
+        carried = self._carried(asked.get("messages"))
+        return carried or ("" if self._service.knows(model) else model[:100])
+
+    def _carried(self, messages: Json) -> str:
+        """The name of the longest declared prompt in the system message, or else in what the user says; "" if none."""
+        said = [message for message in messages if isinstance(message, dict)] if isinstance(messages, list) else []
+        for roles in (("system", "developer"), ("user",)):
+            text = "\n".join(text for message in said if message.get("role") in roles for text in _texts(message))
+            fitting = [(len(part), name) for name, part in self._needles() if part in text]
+            if fitting:
+                return max(fitting)[1]
+        return ""
+
+    def _needles(self) -> Iterable[tuple[str, str]]:
+        """Each prompt's name and its longest part without placeholders."""
+        for name, prompt in self._prompts.items():
+            if part := max((part.strip() for part in _PLACEHOLDER.split(prompt)), key=len):
+                yield name, part
 
     def _rewrite(self, asked: Body) -> Body:
         messages = asked.get("messages")
@@ -124,11 +180,20 @@ class CallSession:
         return {**asked, "messages": [self._rewritten_message(message) for message in messages]}
 
     def _rewritten_message(self, message: Body) -> Body:
-        text = message.get("content") if isinstance(message, dict) else None
-        if not isinstance(text, str) or text not in self._rewrites:
+        content = message.get("content") if isinstance(message, dict) else None
+        if isinstance(content, str):
+            return {**message, "content": self._rewritten(content)} if content in self._rewrites else message
+        if not isinstance(content, list) or not any(text in self._rewrites for text in _texts(message)):
             return message
-        self.rewritten.add(text)
-        return {**message, "content": self._rewrites[text]}
+        parts = [
+            {**part, "text": self._rewritten(part["text"])} if _text_of(part) in self._rewrites else part
+            for part in content
+        ]
+        return {**message, "content": parts}
+
+    def _rewritten(self, text: str) -> str:
+        self.rewritten[text] += 1
+        return self._rewrites[text]
 
     def note(self, ref: int, usage: Usage, cost_usd: float) -> None:
         """Book one ended call (called by the service)."""
@@ -153,3 +218,16 @@ class CallSession:
 def _seed(recipe_seed: int, asked: object, sample: int, occurrence: int) -> int:
     text = f"{recipe_seed}\0{asked}\0{sample}\0{occurrence}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+def _text_of(part: Json) -> str:
+    text = part.get("text") if isinstance(part, dict) else None
+    return text if isinstance(text, str) else ""
+
+
+def _texts(message: Body) -> list[str]:
+    """What a message says, its content being a string or a list of parts."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return [text for part in content if (text := _text_of(part))]
+    return [content] if isinstance(content, str) else []

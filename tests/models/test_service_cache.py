@@ -167,7 +167,7 @@ async def test_message_texts_can_be_replaced_on_the_way(tmp_path: Path) -> None:
         messages = [{"role": "system", "content": "You are old."}, {"role": "user", "content": "hi"}]
         await session.chat({**ASK, "messages": messages})
         assert endpoint.requests[0]["messages"][0]["content"] == "You are new."
-        assert session.rewritten == {"You are old."}
+        assert session.rewritten == {"You are old.": 1}
         await service.aclose()
 
 
