@@ -69,6 +69,9 @@ class Metered:
             del self._since[number]
             await chunks.aclose()
 
+    def refuse(self, reason: str, asked: dict[str, Any], **options: Any) -> None:
+        self._session.refuse(reason, asked, **options)
+
     def unanswered_s(self) -> float:
         """How long the oldest unanswered call has been waiting, or had when its client was killed; 0.0 without one."""
         now = asyncio.get_running_loop().time()
@@ -109,7 +112,12 @@ class Attempts:
         """Raises what ends the stage: GatewayBypassed, BudgetReached, a fatal ModelError, StageFailed of the pool."""
         rewrites = {text: request.prompts[name] for name, text in self.baselines.items() if name in request.prompts}
         session = self._service.session(
-            stage=self._stage, owner=key, sample=request.sample, default_role=self._policy, rewrites=rewrites
+            stage=self._stage,
+            owner=key,
+            sample=request.sample,
+            default_role=self._policy,
+            rewrites=rewrites,
+            prompts={**request.prompts, **self.baselines},
         )
         metered = Metered(session)
         timeout_s = self._recipe.agent.timeout_s
