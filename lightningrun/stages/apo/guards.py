@@ -9,13 +9,13 @@ from lightningrun.files import digest
 from lightningrun.stages.apo.config import GuardsConfig
 from lightningrun.types import Json, Task
 
-_PLACEHOLDER = re.compile(r"(?<!\{)\{([A-Za-z_][A-Za-z0-9_.]*)\}(?!\})")
+PLACEHOLDER = re.compile(r"(?<!\{)\{([A-Za-z_][A-Za-z0-9_.]*)\}(?!\})")
 _WORD = re.compile(r"\w+")
 
 
 def placeholders(text: str) -> frozenset[str]:
     """Names of the ``{fields}`` that the agent fills in; doubled braces are literal ones."""
-    return frozenset(_PLACEHOLDER.findall(text))
+    return frozenset(PLACEHOLDER.findall(text))
 
 
 def estimate_tokens(text: str) -> int:
@@ -30,12 +30,16 @@ class Guards:
         self._config = config
         self._seed = seed
         self._golds = _gold_ngrams(tasks, config.leak_fields, config.leak_ngram)
-        for text in seed.values():
-            self._golds.difference_update(_ngrams(text, config.leak_ngram))
+        for gram in [gram for text in seed.values() for gram in _ngrams(text, config.leak_ngram)]:
+            self._golds.pop(gram, None)
         self._seen = {digest(dict(seed)): 0}
 
-    def objection(self, prompts: Mapping[str, str], changed: Collection[str]) -> str:
-        """Why these prompts may not be tried, or ''."""
+    def objection(self, prompts: Mapping[str, str], changed: Collection[str], quotable: Collection[str] = ()) -> str:
+        """Why these prompts may not be tried, or ''.
+
+        ``quotable``: splits whose gold answers may be quoted unless another split has the same: demonstrations of
+        training rows do it on purpose.
+        """
         for name in sorted(changed):
             text = prompts[name]
             if not text.strip():
@@ -47,7 +51,7 @@ class Guards:
             if lost and self._config.placeholders == "reject":
                 fields = ", ".join(f"{{{field}}}" for field in sorted(lost))
                 return f"prompt {name!r} lost the placeholder {fields}"
-            quoted = self._quoted(text)
+            quoted = self.quoted_gold(text, quotable)
             if quoted:
                 return f"prompt {name!r} quotes a gold answer: {quoted!r}"
         return ""
@@ -60,9 +64,10 @@ class Guards:
         """Note a candidate that was tried."""
         self._seen.setdefault(digest(dict(prompts)), candidate)
 
-    def _quoted(self, text: str) -> str:
+    def quoted_gold(self, text: str, quotable: Collection[str] = ()) -> str:
+        """The first words quoted from a gold answer of a split that is not ``quotable``, or ''."""
         for gram in _ngrams(text, self._config.leak_ngram) if self._golds else ():
-            if gram in self._golds:
+            if not self._golds.get(gram, frozenset()) <= set(quotable):
                 return " ".join(gram)
         return ""
 
@@ -72,14 +77,14 @@ def _ngrams(text: str, size: int) -> list[tuple[str, ...]]:
     return [tuple(words[i : i + size]) for i in range(len(words) - size + 1)] if size else []
 
 
-def _gold_ngrams(tasks: Iterable[Task], fields: Sequence[str], size: int) -> set[tuple[str, ...]]:
-    return {
-        gram
-        for task in tasks
-        for field in fields
-        for text in _strings(task.fields.get(field))
-        for gram in _ngrams(text, size)
-    }
+def _gold_ngrams(tasks: Iterable[Task], fields: Sequence[str], size: int) -> dict[tuple[str, ...], set[str]]:
+    """Words in a row of the gold answers -> the splits that have them."""
+    found: dict[tuple[str, ...], set[str]] = {}
+    for task in tasks:
+        for text in [text for field in fields for text in _strings(task.fields.get(field))]:
+            for gram in _ngrams(text, size):
+                found.setdefault(gram, set()).add(task.split)
+    return found
 
 
 def _strings(value: Json) -> list[str]:

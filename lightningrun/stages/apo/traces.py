@@ -51,7 +51,7 @@ def _transcript(calls: Sequence[LLMCall], prompts: Mapping[str, str]) -> str:
     lines: list[str] = []
     told: list[str] = []
     for call in calls:
-        messages = [_message(message, prompts) for message in call.request.get("messages") or []]
+        messages = [message_text(message, prompts) for message in call.request.get("messages") or []]
         common = 0
         while common < min(len(told), len(messages)) and told[common] == messages[common]:
             common += 1
@@ -66,12 +66,13 @@ def _answer(call: LLMCall, prompts: Mapping[str, str]) -> str:
     choices = (call.response or {}).get("choices") or []
     if not choices:
         return f"[no answer] {call.error}"
-    return _message({"role": "assistant", **(choices[0].get("message") or {})}, prompts)
+    return message_text({"role": "assistant", **(choices[0].get("message") or {})}, prompts)
 
 
-def _message(message: Mapping[str, Json], prompts: Mapping[str, str]) -> str:
+def message_text(message: Mapping[str, Json], prompts: Mapping[str, str]) -> str:
+    """One message as lines of a transcript; a prompt of ``prompts`` that stands in it whole is only named."""
     role = message.get("role", "?")
-    text = _content(message.get("content"))
+    text = content_of(message.get("content"))
     for name, prompt in prompts.items():
         if text.strip() and text.strip() == prompt.strip():
             return f"[{role}] (the prompt {name!r} as it stands above)"
@@ -82,7 +83,8 @@ def _message(message: Mapping[str, Json], prompts: Mapping[str, str]) -> str:
     return f"[{role}] {text}{calls}"
 
 
-def _content(content: Json) -> str:
+def content_of(content: Json) -> str:
+    """The text of a message's content, be it a string or a list of parts."""
     if isinstance(content, str):
         return content
     if isinstance(content, list):
