@@ -7,7 +7,7 @@ each time, so that asking again can help.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from lightningrun.errors import BudgetReached, ModelError
@@ -49,6 +49,8 @@ class Proposal:
     problem: str
     answer: str
     refs: tuple[int, ...]
+    cut_off: bool = False
+    """Whether the answer ended at the model's token limit."""
 
     @property
     def critique(self) -> str:
@@ -80,11 +82,25 @@ class Coach:
 
         Raises BudgetReached before a call that is not paid for, ModelError when the coach cannot be reached.
         """
+        return await self.rewrite(index, current, write_question(current, failures))
+
+    async def rewrite(self, index: int, current: Mapping[str, str], question: str) -> Proposal:
+        """New texts for the prompts in ``current``, from the answer to ``question``. Raises as ``propose``."""
+        answer = await self.ask(index, question)
+        if answer.problem:
+            return answer
+        try:
+            texts, problem = parse_reply(answer.answer, current, cut_off=answer.cut_off), ""
+        except BadReply as bad:
+            texts, problem = {}, str(bad)
+        return replace(answer, texts=texts, problem=problem)
+
+    async def ask(self, index: int, question: str) -> Proposal:
+        """The coach's answer as it came, without ``texts``. Raises as ``propose``."""
         if self.calls_left < 1:
             raise BudgetReached(f"all {self._max_calls} coach calls are spent")
         self.calls += 1
-        messages = [{"role": "user", "content": write_question(current, failures)}]
-        body: dict[str, Any] = {"model": self._role, "messages": messages}
+        body: dict[str, Any] = {"model": self._role, "messages": [{"role": "user", "content": question}]}
         if self._temperature is not None:
             body["temperature"] = self._temperature
         key = digest(body)
@@ -99,40 +115,47 @@ class Coach:
             if error.kind == "auth" or error.retryable or not 400 <= error.status < 500:
                 raise
             return Proposal({}, f"the coach's model refused the request: {error}", "", tuple(session.refs))
-        answer, cut_off = _answer(completion)
-        try:
-            texts, problem = parse_reply(answer, current, cut_off=cut_off), ""
-        except BadReply as bad:
-            texts, problem = {}, str(bad)
+        text, cut_off = _answer(completion)
         self.cost_usd += session.cost_usd
-        return Proposal(texts, problem, answer, tuple(session.refs))
+        return Proposal({}, "", text, tuple(session.refs), cut_off)
 
 
 def write_question(current: Mapping[str, str], failures: Sequence[str]) -> str:
     """The coach's whole question: the rules, the prompts by name, the failures, and the form of the answer."""
-    several = len(current) > 1
-    named = {"prompts": "prompts", "new": "new prompts"} if several else {"prompts": "prompt", "new": "a new prompt"}
-    parts = [_RULES.format(**named)]
+    named = (
+        {"prompts": "prompts", "new": "new prompts"}
+        if len(current) > 1
+        else {"prompts": "prompt", "new": "a new prompt"}
+    )
+    parts = [_RULES.format(**named), *shown_prompts(current)]
+    for number, failure in enumerate(failures, 1):
+        parts.append(f'<failure number="{number}">\n{failure}\n</failure>')
+    return "\n\n".join([*parts, f"First say in a few sentences what went wrong. {answer_form(current)}"])
+
+
+def shown_prompts(current: Mapping[str, str]) -> list[str]:
+    """The prompts by name, each followed by the placeholders that must stay."""
+    parts: list[str] = []
     for name, text in current.items():
         parts.append(f'The current prompt {name!r}:\n<current_prompt name="{name}">\n{text}\n</current_prompt>')
         kept = sorted(placeholders(text))
         if kept:
             fields = ", ".join(f"{{{field}}}" for field in kept)
             parts.append(f"The agent fills these in, so the new {name!r} must contain each of them as it is: {fields}")
-    for number, failure in enumerate(failures, 1):
-        parts.append(f'<failure number="{number}">\n{failure}\n</failure>')
-    if several:
-        parts.append(
-            "First say in a few sentences what went wrong. Then give every prompt that should change whole, each in a "
-            "fenced block of its own (between lines of three backticks) under a line with nothing but its name: "
-            + ", ".join(current)
+    return parts
+
+
+def answer_form(current: Mapping[str, str]) -> str:
+    """How the new prompts are to be given; what ``parse_reply`` takes beside is more."""
+    if len(current) == 1:
+        return (
+            "Then give the whole new prompt in one fenced block (between lines of three backticks), and nothing after "
+            "it."
         )
-    else:
-        parts.append(
-            "First say in a few sentences what went wrong. Then give the whole new prompt in one fenced block (between "
-            "lines of three backticks), and nothing after it."
-        )
-    return "\n\n".join(parts)
+    return (
+        "Then give every prompt that should change whole, each in a fenced block of its own (between lines of three "
+        "backticks) under a line with nothing but its name: " + ", ".join(current)
+    )
 
 
 def _answer(completion: Mapping[str, Any]) -> tuple[str, bool]:

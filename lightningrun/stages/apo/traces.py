@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from lightningrun.types import Json, LLMCall, Rollout, Task
 
 CHARS_PER_TOKEN = 4
-_MARKER = re.compile(r"<(/?)\s*(failure|current_prompt)\b", re.IGNORECASE)
+_MARKER = re.compile(r"<(/?)\s*(failure|current_prompt|critique)\b", re.IGNORECASE)
 
 
 def neutralised(text: str) -> str:
