@@ -16,6 +16,7 @@ from lightningrun.models.prices import price_of
 from lightningrun.planning import Plan, Planner, Selection, StagePlan, gather_facts
 from lightningrun.recipe import LoadedRecipe
 from lightningrun.recipe.checks import check as check_recipe
+from lightningrun.recipe.checks import check_signatures
 from lightningrun.recipe.model import Recipe
 from lightningrun.stages.base import StageSpec
 from lightningrun.types import Usage
@@ -55,7 +56,8 @@ class Prepared:
     def data(self) -> Dataset:
         """The dataset, read once. Raises DatasetError with every broken row located."""
         if self._data is None:
-            self._data = dataset.load(self.recipe.task, self.loaded.problem)
+            task, locate = self.recipe.task, self.loaded.problem
+            self._data = dataset.load(task, locate, root=self.root, environ=self.environ)
         return self._data
 
     @property
@@ -70,11 +72,16 @@ class Prepared:
         """
         report = check_recipe(self.loaded, self.specs, root=self.root, environ=self.environ)
         problems: list[Problem] = list(report.problems)
+        lacking = [str(problem) for problem in report.missing]
+        rows: dict[str, int] = {}
         try:
-            rows = {name: len(split.tasks) for name, split in self.data.splits.items()}
+            splits = self.data.splits.values()
+            rows = {split.name: len(split.tasks) for split in splits}
+            problems += check_signatures(self.loaded, (task for split in splits for task in split.tasks), self.root)
         except (RecipeError, DatasetError) as error:
             problems += error.problems
-            rows = {}
+        except Missing as error:
+            lacking.append(str(error))
         warnings = list(report.warnings)
         if rows and not problems:
             for stage, config in self.recipe.stages.items():
@@ -83,8 +90,8 @@ class Prepared:
                 warnings += [f"{stage}: {text}" for text in forecast.warnings]
         if problems:
             raise RecipeError(problems)
-        if report.missing:
-            raise Missing("\n".join(str(problem) for problem in report.missing))
+        if lacking:
+            raise Missing("\n".join(lacking))
         return warnings
 
     def plan(

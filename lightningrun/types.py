@@ -50,6 +50,8 @@ class Task:
     split: str
     fields: Mapping[str, Json]
     tags: tuple[str, ...] = ()
+    weight: float = 1.0
+    """How much the row counts in means, and how likely it is drawn for training."""
 
 
 @dataclass(frozen=True, slots=True)

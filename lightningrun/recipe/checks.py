@@ -7,7 +7,7 @@ import importlib.util
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,9 +16,9 @@ from lightningrun.errors import Problem
 from lightningrun.recipe import locate, when
 from lightningrun.recipe.compose import Composition
 from lightningrun.recipe.model import Recipe, StageConfig
-from lightningrun.recipe.suggest import did_you_mean
+from lightningrun.recipe.suggest import did_you_mean, nearest
 from lightningrun.recipe.trees import KeyPath, block, dotted, split_path
-from lightningrun.types import ArtifactKind
+from lightningrun.types import ArtifactKind, Task
 
 if TYPE_CHECKING:
     from lightningrun.recipe.load import LoadedRecipe
@@ -95,7 +95,7 @@ def check_names(tree: Mapping[str, Any], composition: Composition) -> None:
 
 
 def check_callables(tree: Mapping[str, Any], composition: Composition, root: Path, wrong: set[KeyPath]) -> None:
-    """Entrypoint, reward function and python models exist, seen without importing them."""
+    """Entrypoint, reward function, python models and loaders exist, seen without importing them."""
     places: dict[KeyPath, Any] = {
         ("agent", "entrypoint"): block(tree, "agent").get("entrypoint"),
         ("reward", "function"): block(tree, "reward").get("function"),
@@ -103,12 +103,52 @@ def check_callables(tree: Mapping[str, Any], composition: Composition, root: Pat
     for role, model in block(tree, "models").items():
         if isinstance(model, dict) and model.get("provider") == "python":
             places["models", role, "name"] = model.get("name")
+    for split, source in block(tree, "task", "data").items():
+        if isinstance(source, dict):
+            places["task", "data", split, "python"] = source.get("python")
     for path, entrypoint in places.items():
         if isinstance(entrypoint, str) and entrypoint and path not in wrong:
             try:
                 locate.check(entrypoint, root)
             except locate.NotFound as error:
                 composition.note(path, f"{dotted(path)}: {error.message}", error.hint)
+
+
+_GIVEN = ("task", "prompts", "llm", "seed", "workdir", "args")
+"""Names that every agent and every reward function may ask for."""
+_OF_REWARDS = ("output", "trace")
+
+
+def check_signatures(loaded: LoadedRecipe, rows: Iterable[Task], root: Path) -> list[Problem]:
+    """Names that agent and reward function ask for and that neither the rows, ``args`` nor we provide."""
+    recipe = loaded.recipe
+    rows = list(rows)
+    problems = []
+    for key, entrypoint, provided in (
+        ("agent.entrypoint", recipe.agent.entrypoint, {*_GIVEN, *recipe.agent.args}),
+        ("reward.function", recipe.reward.function, {*_GIVEN, *_OF_REWARDS, *recipe.reward.args}),
+    ):
+        signature = locate.signature(entrypoint, root) if entrypoint is not None else None
+        for name in signature.required if signature else ():
+            lacking = [row for row in rows if name not in row.fields] if name not in provided else []
+            if lacking:
+                message, hint = _unprovided(name, lacking, rows, provided)
+                problems.append(loaded.problem(key, f"{key}: {entrypoint} asks for '{name}', {message}", hint))
+    reward = locate.signature(recipe.reward.function, root)
+    if reward is not None and "llm" in reward.asked and "judge" not in recipe.models:
+        message = "reward.function: asks for 'llm', and there is no model 'judge' in 'models'"
+        problems.append(loaded.problem("reward.function", message, "name the model that judges under models.judge"))
+    return problems
+
+
+def _unprovided(name: str, lacking: list[Task], rows: list[Task], provided: set[str]) -> tuple[str, str]:
+    if len(lacking) == len(rows):
+        near = nearest(name, [*rows[0].fields, *provided])
+        hint = f"did you mean '{near}'?" if near else f"there is {', '.join([*rows[0].fields, *sorted(provided)])}"
+        return "which nothing provides", hint
+    more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+    which = f"row '{lacking[0].id}' of split '{lacking[0].split}'{more}"
+    return f"a field that is not in {which}", "give it a default, or every row that field"
 
 
 def check_stages(
@@ -208,8 +248,8 @@ class _Pipeline:
                 self._note(path, f"'{reference}' is {outputs[reference].value}, and {kind.value} is needed", near)
 
     def _named(self, stage: str, config: StageConfig) -> None:
-        for key, role in config.roles():
-            if role not in self.models:
+        for key, role in (("policy", config.policy), *config.roles()):
+            if role not in self.models and role != "policy":
                 self._note(_path(stage, key), f"no model '{role}' in 'models'", did_you_mean(role, self.models))
         for key, split in config.splits():
             if self.splits and split not in self.splits:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightningrun.errors import Problem, RecipeError, UsageError
 from lightningrun.files import digest
-from lightningrun.recipe import checks, leaks
+from lightningrun.recipe import checks, data_files, leaks
 from lightningrun.recipe.checks import Specs
 from lightningrun.recipe.compose import (
     Composition,
@@ -26,7 +26,7 @@ from lightningrun.recipe.interpolate import resolve
 from lightningrun.recipe.model import Recipe, StageConfig
 from lightningrun.recipe.source import Mark, Refused, read_text
 from lightningrun.recipe.suggest import did_you_mean
-from lightningrun.recipe.trees import KeyPath, block, dotted, leaves, split_path
+from lightningrun.recipe.trees import KeyPath, block, dotted, leaves, put, split_path
 from lightningrun.recipe.validate import validate
 from lightningrun.secrets import Masker
 
@@ -159,6 +159,7 @@ class _Loading:
         self._paths(tree)
         recipe = self._recipe(tree)
         if composition.problems or recipe is None:
+            data_files.check_data(tree, composition, self.wrong)  # alone, it is the dataset's to say
             raise RecipeError(self._sorted())
         tree.pop("vars", None)
         sources = tuple(dict.fromkeys(composition.sources))
@@ -176,11 +177,9 @@ class _Loading:
 
     def _paths(self, tree: dict[str, Any]) -> None:
         """Make data paths absolute and read prompt files, relative to the layer that named them."""
-        data = block(tree, "task", "data")
-        for split, name in data.items():
-            path = ("task", "data", split)
-            if isinstance(name, str) and path not in self.wrong:
-                data[split] = str(self._resolve_path(path, name))
+        for path, name, _ in list(data_files.named_files(tree)):
+            if path not in self.wrong:
+                put(tree, path, str(self._resolve_path(path, name)))
         prompts = block(tree, "agent", "prompts")
         for name, prompt in prompts.items():
             if isinstance(prompt, str):
@@ -263,7 +262,8 @@ class _Loading:
 
 def _digest(recipe: Recipe) -> str:
     content = recipe.model_dump(mode="json", exclude=_NOT_CONTENT)
-    content["task"]["data"] = {split: Path(path).name for split, path in recipe.task.data.items()}
+    for source in content["task"]["data"].values():
+        source |= {key: Path(source[key]).name for key in ("path", "database") if source[key] is not None}
     for model in content["models"].values():
         for name in _MODEL_NOT_CONTENT:
             model.pop(name, None)

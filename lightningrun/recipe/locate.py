@@ -11,6 +11,7 @@ import importlib.util
 import pkgutil
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
@@ -41,6 +42,36 @@ def check(entrypoint: str, root: Path) -> None:
         raise NotFound(f"{_shown(file, root)} defines no '{first}'", near)
     if not names[first]:
         raise NotFound(f"'{first}' in {_shown(file, root)} is not callable")
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a function asks for, read from its source."""
+
+    name: str
+    asked: frozenset[str]
+    """Names of all its parameters; ``**`` if it takes any."""
+    required: tuple[str, ...]
+    """Those without a default, in order."""
+
+
+def signature(entrypoint: str, root: Path) -> Signature | None:
+    """None for what only running it could tell: no plain function of its module, one decorated or bound anew."""
+    try:
+        file, attr = _find(entrypoint, root)
+        tree = ast.parse(file.read_bytes()) if file is not None else ast.Module([], [])
+    except (NotFound, OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    bindings = [name for name, _ in _bound(tree.body) if name == attr]
+    found = next((node for node in _definitions(tree.body) if node.name == attr), None)
+    if len(bindings) != 1 or found is None or found.decorator_list:
+        return None
+    given = found.args
+    positional = [*given.posonlyargs, *given.args]
+    required = positional[: len(positional) - len(given.defaults)]
+    required += [arg for arg, default in zip(given.kwonlyargs, given.kw_defaults, strict=True) if default is None]
+    asked = frozenset(arg.arg for arg in (*positional, *given.kwonlyargs))
+    return Signature(attr, asked | {"**"} if given.kwarg else asked, tuple(arg.arg for arg in required))
 
 
 def source_file(entrypoint: str, root: Path) -> Path | None:
@@ -124,6 +155,14 @@ def _names(file: Path) -> dict[str, bool] | None:
         raise NotFound(f"cannot read {file.name}: {error}") from None
     names = dict(_bound(tree.body))
     return None if "*" in names or "__getattr__" in names else names
+
+
+def _definitions(body: Sequence[ast.AST]) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for statement in body:
+        if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield statement
+        elif not isinstance(statement, ast.ClassDef):
+            yield from _definitions(list(ast.iter_child_nodes(statement)))
 
 
 def _bound(body: Sequence[ast.AST]) -> Iterator[tuple[str, bool]]:

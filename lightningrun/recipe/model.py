@@ -75,11 +75,90 @@ class AgentConfig(Config):
         return self
 
 
-class TaskConfig(Config):
-    """The dataset: one file of rows for each split."""
+class ShardConfig(Config):
+    """One part of the rows, by the hash of their ids: a row stays in its part when others are added."""
 
-    data: dict[str, str] = Field(min_length=1)
-    """Split name -> path of a .jsonl, .json or .csv file, relative to the recipe file that names it."""
+    index: int = Field(ge=0)
+    """Which part, from 0."""
+    count: int = Field(ge=1)
+    """Of how many."""
+
+    @model_validator(mode="after")
+    def _within(self) -> ShardConfig:
+        if self.index >= self.count:
+            raise ValueError("'index' counts from 0 and must be less than 'count'")
+        return self
+
+
+Scalar = str | bool | int | float
+
+
+class SplitConfig(Config):
+    """Where the rows of a split come from and which of them are used. A bare string in YAML is the path."""
+
+    path: str | None = None
+    """A .jsonl, .json, .csv or .parquet file, or a folder written by ``save_to_disk`` of Hugging Face datasets;
+    relative to the recipe file that names it."""
+    sql: str | None = None
+    """A SELECT whose columns are the fields of a row. Rows come in its order: give it an ORDER BY."""
+    database: str | None = None
+    """For ``sql``: a SQLite file, which is opened read-only, or a SQLAlchemy URL."""
+    database_env: str | None = None
+    """Or the environment variable that holds the URL: a password never stands in a recipe."""
+    python: str | None = None
+    """``module:function`` or ``path/to/file.py:function`` that yields rows. It runs in a process of its own."""
+    args: dict[str, Any] = {}
+    """Passed to the function by name."""
+    huggingface: str | None = None
+    """A dataset of the Hugging Face hub; needs the package ``datasets``."""
+    subset: str | None = None
+    """Its configuration, where it has several."""
+    split: str | None = None
+    """Its split; default: the name of this split."""
+    revision: str | None = None
+    fields: dict[str, str] = {}
+    """Field of a row -> what the source calls it."""
+    where: dict[str, Scalar | list[Scalar]] = {}
+    """Field -> the value, or one of the values, that a row must have (or hold, if the field is a list)."""
+    shard: ShardConfig | None = None
+    sample: int | None = Field(default=None, ge=1)
+    """So many rows, drawn by ``seed`` and the rows' ids, in their order."""
+    seed: int = 0
+    limit: int | None = Field(default=None, ge=1)
+    """So many rows from the beginning of what is left."""
+    weights: str | None = None
+    """The field that holds a row's weight, a number above 0; without one every row counts 1."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("database_env")
+    @classmethod
+    def _name_of_variable(cls, value: str | None) -> str | None:
+        if value is not None and not _ENV_NAME.fullmatch(value):
+            raise ValueError("must be the name of an environment variable, never a URL")
+        return value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> SplitConfig:
+        _exactly_one(self, "path", "sql", "python", "huggingface")
+        if self.sql is not None:
+            _exactly_one(self, "database", "database_env")
+        owners = {"database": "sql", "database_env": "sql", "args": "python"}
+        owners |= {"subset": "huggingface", "revision": "huggingface"}
+        for name, owner in owners.items():
+            if getattr(self, name) and getattr(self, owner) is None:
+                raise ValueError(f"'{name}' is for '{owner}'")
+        return self
+
+
+class TaskConfig(Config):
+    """The dataset: rows for each split. No row may be in two of them."""
+
+    data: dict[str, SplitConfig] = Field(min_length=1)
+    """Split name -> its rows: the path of a file, or where else they come from and which of them are used."""
     id: str | None = None
     """The field that names a row; default: ``id`` where a row has it, else the row's hash."""
     tags: str = "tags"
@@ -92,6 +171,8 @@ class RewardConfig(Config):
     function: str
     """``module:attr`` or ``path/to/file.py:attr``."""
     args: dict[str, Any] = {}
+    objective: dict[str, float] | None = Field(default=None, min_length=1)
+    """Metric -> weight: the score is the weighted sum of these metrics of what the function returns."""
     range: tuple[float, float] | None = None
     """Lowest and highest score; one outside is a reward error."""
     failure_score: float = 0.0
@@ -131,6 +212,8 @@ class ModelConfig(Config):
     """Of all attempts of one call together."""
     retries: int = Field(default=5, ge=0)
     concurrency: int = Field(default=16, ge=1)
+    max_calls: int | None = Field(default=None, ge=1)
+    """Calls of this role in the whole run; the budget of a judge, say."""
     args: dict[str, Any] = {}
     """For ``python``: bound to the callable first."""
     price: PriceConfig | None = None
@@ -210,6 +293,8 @@ class StageConfig(Config):
     """always, never, gpu, or a comparison such as ``baseline.reward < 0.95``."""
     inputs: dict[str, str] = {}
     """Input -> ``<stage>.<output>``; one left out takes the newest matching output."""
+    policy: str = "policy"
+    """The role that answers the agent in this stage, whichever way the agent asks for ``policy``."""
 
     def references(self) -> tuple[tuple[str, str], ...]:
         """(dotted key in this stage, stage id) of each other stage that this one reads the results of."""

@@ -47,7 +47,8 @@ def json_schema(specs: Mapping[str, StageType]) -> dict[str, Any]:
         "description": "Recipes to build on, merged left to right; paths relative to this file.",
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
     }
-    definitions["PromptConfig"] = {"anyOf": [{"type": "string"}, definitions["PromptConfig"]]}  # or its bare text
+    for name in ("PromptConfig", "SplitConfig"):  # or its bare text, or its path
+        definitions[name] = {"anyOf": [{"type": "string"}, definitions[name]]}
     definitions.pop("StageConfig", None)
     for definition in (root, *definitions.values()):
         _loosen(definition)

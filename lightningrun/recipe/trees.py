@@ -53,6 +53,11 @@ def get(tree: Any, path: Sequence[str | int]) -> Any:
     return tree
 
 
+def put(tree: dict[str, Any], path: Sequence[str | int], value: Any) -> None:
+    """Set the value at ``path``, whose parent is there."""
+    get(tree, path[:-1])[path[-1]] = value
+
+
 def block(tree: Any, *path: str) -> dict[str, Any]:
     """The mapping at ``path``, or an empty one if there is none there."""
     try:

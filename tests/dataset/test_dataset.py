@@ -28,7 +28,9 @@ def load(options: dict[str, Any] | None = None, **files: str | bytes) -> Dataset
         path = Path(f"{split}.{kind or 'jsonl'}").absolute()
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         data[split] = str(path)
-    return dataset.load(TaskConfig(data=data, **(options or {})), lambda key, m, h: Problem(m, "r.yaml", 3, 4, h))
+    return dataset.load(
+        TaskConfig.model_validate({"data": data, **(options or {})}), lambda key, m, h: Problem(m, "r.yaml", 3, 4, h)
+    )
 
 
 def problems(options: dict[str, Any] | None = None, **files: str | bytes) -> list[str]:
@@ -160,14 +162,18 @@ def test_deeply_nested_rows_do_not_crash() -> None:
 
 def test_files_that_cannot_be_read_are_located_in_the_recipe(folder: Path) -> None:
     (folder / "train.jsonl").write_text('{"id": 1}')
-    config = TaskConfig(
-        data={"train": str(folder / "trian.jsonl"), "val": str(folder), "test": str(folder / "x.parquet")}
-    )
+    (folder / "x.txt").write_text("x")
     (folder / "x.parquet").write_text("PAR1")
+    paths = {"train": "trian.jsonl", "val": ".", "test": "x.txt", "more": "x.parquet"}
+    config = TaskConfig.model_validate({"data": {name: str(folder / path) for name, path in paths.items()}})
     with pytest.raises(DatasetError) as caught:
         dataset.load(config, lambda key, m, h: Problem(m, "r.yaml", 3, 4, h))
-    assert [str(problem) for problem in caught.value.problems] == [
+    kinds = "name a .jsonl, .json, .csv or .parquet file"
+    folders = "or a folder that save_to_disk of Hugging Face datasets wrote"
+    shown = [str(problem) for problem in caught.value.problems]
+    assert shown[:3] == [
         "r.yaml:3:4: task.data.train: cannot read trian.jsonl: No such file or directory; did you mean 'train.jsonl'?",
-        ".: '' files are not read here; use .jsonl, .json or .csv",
-        "x.parquet: '.parquet' files are not read here; use .jsonl, .json or .csv",
+        f"r.yaml:3:4: task.data.val: . is a folder; {kinds}, {folders}",
+        f"r.yaml:3:4: task.data.test: '.txt' files are not read here: x.txt; {kinds}",
     ]
+    assert shown[3].startswith("x.parquet: broken Parquet: ")

@@ -15,6 +15,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     made = Project(tmp_path)
     made.write("pkg/agent.py", AGENT)
     made.write("prompts/system.md", "Write SQL.\n")
+    for split in ("train", "test"):
+        made.write(f"data/{split}.jsonl", f'{{"question": "{split}"}}\n')
     return made
 
 

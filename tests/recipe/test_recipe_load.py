@@ -31,7 +31,7 @@ def test_a_whole_recipe(project: Any) -> None:
     assert isinstance(recipe.stages["apo"], SearchConfig)
     assert recipe.stages["apo"].rounds == 3
     assert recipe.agent.prompts["system"].text == "Write SQL.\n"
-    assert recipe.task.data["train"] == str(project.root / "data/train.jsonl")
+    assert recipe.task.data["train"].path == str(project.root / "data/train.jsonl")
     assert recipe.tracking.experiment == "demo"
     assert recipe.models["policy"].timeout_s == 60
     assert loaded.sources == (project.root / "recipe.yaml",)
@@ -59,7 +59,7 @@ stages: {final: {type: evaluate}}
     assert loaded.recipe.models["policy"].retries == 9
     assert loaded.recipe.models["policy"].name == "pkg.agent:student"
     assert loaded.recipe.agent.prompts["system"].text == "from base"
-    assert loaded.recipe.task.data["test"] == str(project.root / "base/t.jsonl")
+    assert loaded.recipe.task.data["test"].path == str(project.root / "base/t.jsonl")
     names = [source.relative_to(project.root).as_posix() for source in loaded.sources]
     assert sorted(names) == ["base/agent.yaml", "base/deep/task.yaml", "base/models.yaml", "recipe.yaml"]
     assert [str(s) for s in loaded.why("seed")] == [
@@ -133,7 +133,7 @@ def test_overrides_are_yaml_and_win_in_order(project: Any, changed: Changed) -> 
     assert recipe.agent.prompts["system"].text == "Be brief."
     assert recipe.agent.args == {"database": "x.db", "new": [1, "two"]}
     assert recipe.stages["final"].when == "never"
-    assert recipe.task.data["train"] == str(project.root / "here.jsonl")
+    assert recipe.task.data["train"].path == str(project.root / "here.jsonl")
     assert set(recipe.models) == {"policy", "coach", "judge"}
     assert [str(s) for s in loaded.why("stages.apo.rounds")] == [
         "recipe.yaml:21:13: '${vars.rounds}'",

@@ -58,7 +58,7 @@ def test_six_different_mistakes_are_shown_at_once_in_order_with_suggestions(proj
         ("args: {database: x.db}", "timeout_s: .inf", "9:14: agent.timeout_s: must be a finite number"),
         ("args: {database: x.db}", "isolation: container", "9:14: agent.isolation: must be 'process' or 'inline', got"),
         ("args: {database: x.db}", "args: [1]", "9:9: agent.args: must be a mapping, got a list"),
-        ("train: data/train.jsonl", "a/b: x", "11:10: task.data: 'a/b' cannot be a name here"),
+        ("train: data/train.jsonl", "a/b: data/train.jsonl", "11:10: task.data: 'a/b' cannot be a name here"),
         ("test: data/test.jsonl", "tst: data/test.jsonl", "17:37: stages.baseline.split: no split 'test' in 'task.da"),
         ("data: {train", "dta: {train", "11:3: unknown key 'dta' in 'task'; did you mean 'data'?"),
         ("pkg.agent:match", "pkg.agent.match", "12:20: reward.function: 'pkg.agent.match' is not of the form module:"),
