@@ -178,8 +178,8 @@ def telling_changes(run_dir: Path, pairs: Sequence[tuple[Row, Row]], limit: int 
     broken = _in_turn([(a, b) for a, b in pairs if a.passed and not b.passed])[:limit]
     still = _in_turn([(a, b) for a, b in pairs if not a.passed and not b.passed])[:limit]
     shown = fixed + broken + still
-    questions = _questions(run_dir, {before.split for before, _ in shown})
-    return tuple(RowChange(a.task_id, questions.get(a.task_id) or _asked(run_dir, a.call_refs), a, b) for a, b in shown)
+    asked = questions(run_dir, {before.split for before, _ in shown})
+    return tuple(RowChange(a.task_id, asked.get(a.task_id) or _asked(run_dir, a.call_refs), a, b) for a, b in shown)
 
 
 def _in_turn(pairs: Sequence[tuple[Row, Row]]) -> list[tuple[Row, Row]]:
@@ -192,7 +192,7 @@ def _in_turn(pairs: Sequence[tuple[Row, Row]]) -> list[tuple[Row, Row]]:
     return ordered
 
 
-def _questions(run_dir: Path, splits: set[str]) -> dict[str, str]:
+def questions(run_dir: Path, splits: set[str]) -> dict[str, str]:
     """Task id -> its question, for rows in JSONL files that are still where the recipe said."""
     import yaml
 

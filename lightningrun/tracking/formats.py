@@ -35,8 +35,8 @@ def number(value: Any, sign: str = "") -> str:
     return f"{value:{sign}.3f}" if isinstance(value, float) else str(value)
 
 
-def interval(low: Any, high: Any) -> str:
-    return f" [{number(low)}, {number(high)}]" if low is not None and high is not None else ""
+def interval(low: Any, high: Any, sign: str = "") -> str:
+    return f" [{number(low, sign)}, {number(high, sign)}]" if low is not None and high is not None else ""
 
 
 def plural(amount: int, noun: str) -> str:

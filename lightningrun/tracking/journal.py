@@ -21,13 +21,16 @@ EVENTS: dict[str, str] = {
     "run_started": "run, name, recipe_digest, seed, notes, stages (id -> type), argv, warnings",
     "run_resumed": "run, argv, changes",
     "run_finished": "status (succeeded|failed|interrupted), exit_code, error, metrics, duration_s",
-    "stage_started": "type, ordinal, attempt, key, reason",
+    "stage_started": "type, ordinal, attempt, key, reason, forecast (rollouts, llm_calls by role, cost_usd)",
     "stage_reused": "type, ordinal, key, reason, metrics, outputs, cost",
     "stage_skipped": "type, ordinal, reason",
     "stage_finished": "status (succeeded|failed), metrics, outputs, cost (role: calls, tokens, usd), duration_s, error",
     "rollout": "rollout (types.Rollout as JSON)",
     "metric": "step, values (name -> number)",
-    "candidate": "one step of a prompt search: id, parents, component, diff, verdict, reason, val, spend",
+    "candidate": "one step of a prompt search: id, step, parents (two for a merge), component (comma-joined), "
+    "components, algorithm, way (rewrite|edits|merge|demos|beam; `kind` is the event's own), diff, prompts, coach, "
+    "critique, acceptance (before, after, n), verdict (seed|accepted|rejected|invalid|duplicate, then "
+    "promoted|not_promoted), reason, val (mean, n, scores by row), incumbent, spend (so far), prompt_tokens",
     "prompt": "name, text, digest, label (seed|best|candidate), promoted, metrics",
     "gate": "met, checks (list of name, value, bound, met)",
     "artifact": "name, path (relative to the run folder)",

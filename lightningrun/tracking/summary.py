@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightningrun.files import read_journal
+from lightningrun.files import digest, read_journal
 from lightningrun.tracking.comparison import (
     Headline,
-    Row,
     RowChange,
     compare_rows,
     headline,
@@ -25,9 +24,11 @@ from lightningrun.tracking.comparison import (
     telling_changes,
 )
 from lightningrun.tracking.formats import unified_diff
+from lightningrun.tracking.story import read_story
 from lightningrun.types import Json
 
-_ORIGIN = ("step", "parents", "component", "diff", "coach", "critique", "acceptance", "spend")
+_ORIGIN = ("step", "parents", "component", "components", "algorithm", "way", "diff", "coach", "critique", "acceptance",
+           "incumbent", "spend")  # fmt: skip
 _BEGINNINGS = {"stage_started": "running", "stage_reused": "reused", "stage_skipped": "skipped"}
 """Event -> what it makes of a stage."""
 Cost = Mapping[str, Mapping[str, float]]
@@ -50,6 +51,8 @@ class StageSummary:
     cost: Cost = field(default_factory=dict)
     duration_s: float = 0.0
     error: str = ""
+    forecast: Mapping[str, Json] = field(default_factory=dict)
+    """Before it ran, at most: rollouts, llm_calls (by role, at one a rollout), cost_usd."""
     rollouts: int = 0
     """Rollouts that this run executed for it."""
 
@@ -111,7 +114,7 @@ class RunSummary:
     curves: Mapping[str, Mapping[str, tuple[tuple[float, float], ...]]] = field(default_factory=dict)
     """Stage -> metric -> (step, value) in order of steps."""
     candidates: Mapping[str, tuple[Mapping[str, Json], ...]] = field(default_factory=dict)
-    """Stage -> candidate events, one for each id, as last told."""
+    """Stage -> candidate events, one for each id, as last told; ``took``: rollouts, llm_calls, usd of its own."""
     prompts: tuple[PromptChange, ...] = ()
     changes: tuple[RowChange, ...] = ()
     """Rows that the first or the last evaluation failed: ``fixed`` ones, ``broken`` ones, then the rest."""
@@ -161,7 +164,7 @@ class _Stage:
     def begin(self, event: Mapping[str, Any], status: str) -> None:
         changed = event.get("key") != self.facts.get("key")
         self.type, self.ordinal = event.get("type", self.type), event.get("ordinal", self.ordinal)
-        self.facts = {"status": status, **_given(event, "attempt", "key", "reason", "metrics", "cost")}
+        self.facts = {"status": status, **_given(event, "attempt", "key", "reason", "metrics", "cost", "forecast")}
         if changed:
             self.curves, self.gate = {}, {}
             self.candidates = {id: told for id, told in self.candidates.items() if id == 0}
@@ -242,9 +245,13 @@ def summarise(run_dir: Path) -> RunSummary:
     if dead and facts["status"] == "running":
         facts["status"] = "killed"
     ordered = sorted(run.stages.values(), key=lambda stage: stage.ordinal)
+    for stage in ordered:
+        if stage.facts.get("status") == "reused":
+            for event in read_story(run_dir / "stages" / stage.id / "outputs"):
+                stage.hear(event)
     outputs = {stage.id: _outputs(run_dir, stage.id) for stage in ordered}
     stages = tuple(stage.summary(dead, outputs[stage.id]) for stage in ordered)
-    rows = {stage.id: _rows(run_dir, stage) for stage in ordered if stage.type == "evaluate"}
+    rows = {stage.id: read_rows(_records(run_dir, stage)) for stage in ordered if stage.type == "evaluate"}
     evaluated = [(s.id, s.metrics, rows[s.id]) for s in stages if s.id in rows and s.metrics.get("reward") is not None]
     searches = [s.metrics for s in stages if s.type == "apo" and s.metrics]
     head = headline(evaluated, searches)
@@ -263,8 +270,8 @@ def summarise(run_dir: Path) -> RunSummary:
             for s in ordered
             if s.curves
         },
-        candidates={s.id: tuple(s.candidates[id] for id in sorted(s.candidates)) for s in ordered if s.candidates},
-        prompts=tuple(change for stage in ordered for change in _prompt_changes(stage, run_dir, outputs[stage.id])),
+        candidates={s.id: _candidates(run_dir, s) for s in ordered if s.candidates},
+        prompts=tuple(change for stage in ordered for change in _prompt_changes(stage)),
         changes=changes,
         gates={s.id: s.gate for s in ordered if s.gate},
         paths=_paths(run_dir, ordered),
@@ -321,41 +328,55 @@ def _outputs(run_dir: Path, stage: str) -> dict[str, Any]:
     return dict(result.get("outputs") or {})
 
 
-def _rows(run_dir: Path, stage: _Stage) -> dict[str, Row]:
-    """Rows of an evaluate stage by task id, from its outputs, else from the journal."""
+def _records(run_dir: Path, stage: _Stage) -> Iterable[Mapping[str, Any]]:
+    """Rollouts of a stage, from its outputs, else from the journal."""
     file = run_dir / "stages" / stage.id / "outputs" / "rollouts.jsonl"
     if file.is_file():
-        return read_rows(json.loads(line) for line in file.read_text("utf-8").splitlines() if line.strip())
-    return read_rows(stage.rollouts.values())
+        return [json.loads(line) for line in file.read_text("utf-8").splitlines() if line.strip()]
+    return stage.rollouts.values()
 
 
-def _prompt_changes(stage: _Stage, run_dir: Path, outputs: Mapping[str, Any]) -> list[PromptChange]:
-    def change(name: str, seed: str, best: str, promoted: bool, metrics: Mapping[str, Json]) -> PromptChange:
-        diff = unified_diff(seed, best, f"{name} (before)", f"{name} (after)")
-        return PromptChange(stage.id, name, seed, best, diff, promoted, metrics)
+def _candidates(run_dir: Path, stage: _Stage) -> tuple[Mapping[str, Json], ...]:
+    """A search's candidates in order of ids; a rollout's key begins with the digest of the prompts it ran with."""
+    took: dict[str, dict[str, float]] = {}
+    for record in _records(run_dir, stage):
+        sums = took.setdefault(record["key"].partition("/")[0], {"rollouts": 0, "llm_calls": 0, "usd": 0.0})
+        sums["rollouts"] += 1
+        sums["llm_calls"] += record.get("llm_calls") or 0
+        sums["usd"] += record.get("cost_usd") or 0.0
+    ordered = [stage.candidates[id] for id in sorted(stage.candidates)]
+    # Taken out once: a duplicate has the same prompts as the candidate that the rollouts were made for.
+    return tuple({**told, "took": took.pop(digest(told.get("prompts") or {})[:12], {})} for told in ordered)
 
+
+def _prompt_changes(stage: _Stage) -> list[PromptChange]:
     found = []
     for name, told in stage.prompts.items():
         if "best" in told:
             seed, best = told.get("seed", {}).get("text", ""), told["best"]
-            found.append(change(name, seed, best["text"], bool(best.get("promoted")), best.get("metrics") or {}))
-    if found or stage.type != "apo":
-        return found
-    # A reused search tells no story here: what it shipped is compared with the recipe's own prompts.
-    shipped = (outputs.get("prompts") or {}).get("value") or {}
-    seeds = seed_prompts(run_dir) if shipped else {}
-    changed = {name: text for name, text in shipped.items() if seeds.get(name) != text}
-    return [change(name, seeds.get(name, ""), text, True, {}) for name, text in changed.items()]
+            diff = unified_diff(seed, best["text"], f"{name} (before)", f"{name} (after)")
+            promoted, metrics = bool(best.get("promoted")), best.get("metrics") or {}
+            found.append(PromptChange(stage.id, name, seed, best["text"], diff, promoted, metrics))
+    return found
+
+
+def recipe_of(run_dir: Path) -> dict[str, Any]:
+    """The resolved recipe of a run; empty if it is not there or does not parse."""
+    import yaml
+
+    try:
+        loaded = yaml.safe_load((run_dir / "resolved.yaml").read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
 
 
 def seed_prompts(run_dir: Path) -> dict[str, str]:
     """The prompts that the recipe began with, by name."""
-    import yaml
-
     try:
-        prompts = yaml.safe_load((run_dir / "resolved.yaml").read_text("utf-8"))["agent"]["prompts"]
+        prompts = recipe_of(run_dir)["agent"]["prompts"]
         return {name: prompt["text"] for name, prompt in prompts.items() if prompt.get("text")}
-    except (OSError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+    except (KeyError, TypeError, AttributeError):
         return {}
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from lightningrun.files import read_journal
 from lightningrun.tracking.comparison import paired_interval
 from lightningrun.tracking.report import render
+from lightningrun.tracking.story import keep_story
 from lightningrun.tracking.summary import summarise
 from tests.tracking.fake_run import BEST_PROMPT, SEED_PROMPT, FakeRun, whole_run
 
@@ -109,21 +111,39 @@ def test_a_resumed_stage_goes_on_with_its_story(tmp_path: Path) -> None:
     assert "apo" not in summarise(fake.path).curves
 
 
-def test_a_reused_search_still_shows_its_prompt_and_costs_nothing_again(tmp_path: Path) -> None:
+def test_a_reused_search_tells_its_whole_story_and_costs_nothing_again(tmp_path: Path) -> None:
+    first = whole_run(tmp_path / "first")
     fake = FakeRun(tmp_path)
     fake.start()
-    folder = fake.path / "stages" / "apo"
-    folder.mkdir(parents=True)
-    outputs = {"prompts": {"kind": "prompts", "value": {"system": BEST_PROMPT}, "path": "prompts"}}
-    (folder / "state.json").write_text(json.dumps({"result": {"outputs": outputs, "metrics": {}}}))
+    outputs = fake.path / "stages" / "apo" / "outputs"
+    outputs.mkdir(parents=True)
+    keep_story((event for _, event in read_journal(first / "journal.jsonl")), "apo", outputs)
     cost = {"policy": {"calls": 50, "prompt_tokens": 1, "completion_tokens": 1, "usd": 1.0}}
     fake.emit(
         "stage_reused", "apo", type="apo", ordinal=2, key="a" * 64, reason="cached", metrics={}, outputs=[], cost=cost
     )
-    run = summarise(fake.path)
+    run, before = summarise(fake.path), summarise(first)
     assert run.stage("apo").status == "reused"  # type: ignore[union-attr]
-    assert run.prompts[0].best == BEST_PROMPT and run.prompts[0].seed == SEED_PROMPT
+    assert run.prompts == before.prompts and run.curves["apo"] == before.curves["apo"]
+    assert [c["verdict"] for c in run.candidates["apo"]] == ["seed", "rejected", "promoted"]
+    assert "How the prompt was found" in render(run)
     assert run.totals.llm_calls == 0 and run.totals.usd == 0
+
+
+def test_a_story_is_the_same_whenever_it_happened_and_only_of_the_last_key(tmp_path: Path) -> None:
+    texts = []
+    for name, extra in (("one", False), ("two", True)):
+        fake = FakeRun(tmp_path / name)
+        fake.start()
+        if extra:
+            fake.emit("stage_started", "apo", type="apo", ordinal=2, attempt=1, key="b" * 64, reason="")
+            fake.emit("metric", "apo", step=1, values={"val_reward": 0.1})
+        fake.apo()
+        keep_story(fake.journal.events(), "apo", fake.path)
+        keep_story(fake.journal.events(), "baseline", tmp_path / name)
+        texts.append((fake.path / "story.jsonl").read_text("utf-8"))
+        assert not (tmp_path / name / "story.jsonl").exists(), "a stage without a story leaves no file"
+    assert texts[0] == texts[1]
 
 
 def test_a_torn_journal_and_a_failed_run_are_summarised(tmp_path: Path) -> None:
