@@ -25,6 +25,7 @@ from lightningrun.runfolder import RunFolder, StageState
 from lightningrun.secrets import Masker
 from lightningrun.stages.base import StageContext
 from lightningrun.tracking.journal import RunJournal
+from lightningrun.tracking.story import keep_story
 from lightningrun.types import Json, Rollout, StageResult
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ class StageRunner:
             attempt=attempt,
             key=plan.key,
             reason=plan.reason,
+            forecast=plan.to_json()["forecast"],
         )
         began = time.monotonic()
         building = self._building(plan)
@@ -170,6 +172,7 @@ class StageRunner:
     ) -> None:
         outputs = self._folder.outputs(plan.id)
         self._clear(outputs)
+        keep_story(self._journal.events(), plan.id, building)
         status = "succeeded" if error is None else "failed"
         commit_folder(
             building,
@@ -240,7 +243,7 @@ class StageRunner:
             data=self._prepared.data,
             prompts=prompts,
             journal=self._journal,
-            engine=plant.engine(plan.id, self._memo(plan)),
+            engine=plant.engine(plan.id, self._memo(plan), config.policy),
             service=plant.service,
             outputs=building,
             results={s: r for s in referenced if (r := known[s].result) is not None},
