@@ -283,7 +283,7 @@ class Planner:
         known: Mapping[str, Known],
     ) -> dict[str, Json]:
         recipe = self.recipe
-        roles = {"policy", *(role for _, role in config.roles())}
+        roles = {config.policy, *(role for _, role in config.roles())}
         splits = {split for _, split in config.splits()} or set(self.facts["data"])
         return {
             "type": spec.type,

@@ -68,8 +68,9 @@ class Plant:
             raise
         return plant
 
-    def engine(self, stage: str, memo: Mapping[str, Rollout]) -> RolloutEngine:
-        """The rollout engine of one stage. ``memo`` holds the rollouts that an earlier process finished.
+    def engine(self, stage: str, memo: Mapping[str, Rollout], policy: str = "policy") -> RolloutEngine:
+        """The rollout engine of one stage. ``memo`` holds the rollouts that an earlier process finished, ``policy``
+        is the role that answers the agent.
 
         Agents are seeded by the recipe, not by the stage, so that equal rollouts of two stages meet equal luck.
         """
@@ -83,6 +84,7 @@ class Plant:
             memo=memo,
             seed=self._recipe.seed,
             masker=self._masker,
+            policy=policy,
         )
 
     def cost(self, stage: str) -> dict[str, Json]:

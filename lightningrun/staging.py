@@ -243,7 +243,7 @@ class StageRunner:
             data=self._prepared.data,
             prompts=prompts,
             journal=self._journal,
-            engine=plant.engine(plan.id, self._memo(plan)),
+            engine=plant.engine(plan.id, self._memo(plan), config.policy),
             service=plant.service,
             outputs=building,
             results={s: r for s in referenced if (r := known[s].result) is not None},

@@ -54,6 +54,7 @@ class ModelService:
         self._log = CallLog(calls_path, secrets, mask)
         self.damaged = self._log.damaged
         self._ledger = Ledger("run", limits)
+        self._ledger.role_limits = {name: c.max_calls for name, c in models.items() if c.max_calls is not None}
         self._stages: dict[str, Ledger] = {}
         self._flights: dict[str, asyncio.Future[ModelError | None]] = {}
         self._last_id = 0
@@ -101,16 +102,18 @@ class ModelService:
         owner: str,
         sample: int = 0,
         default_role: str = "policy",
+        stood_for: str = "",
         rewrites: Mapping[str, str] | None = None,
         prompts: Mapping[str, str] | None = None,
     ) -> CallSession:
         """A session for one owner: a rollout's key, or ``coach:...``.
 
-        ``sample`` keeps the repeats of a task apart in the cache. ``rewrites`` replaces whole message texts. By
-        ``prompts`` (name -> text as the agent sends it) calls are told apart whose request names no agent.
+        A caller that asks for the role ``stood_for`` gets the default role. ``sample`` keeps the repeats of a task
+        apart in the cache. ``rewrites`` replaces whole message texts. By ``prompts`` (name -> text as the agent sends
+        it) calls are told apart whose request names no agent.
         """
         ledger = self._stage_ledger(stage)
-        return CallSession(self, ledger, stage, owner, sample, default_role, rewrites or {}, prompts or {})
+        return CallSession(self, ledger, stage, owner, sample, default_role, stood_for, rewrites or {}, prompts or {})
 
     def read(self, ref: int) -> LLMCall:
         """The call at a byte offset of the call log. Raises ValueError if none is there."""
@@ -120,11 +123,12 @@ class ModelService:
         """``text`` without any secret of the run."""
         return self._log.masked(text)
 
-    def role_for(self, model: object, default: str) -> Role:
-        """The role whose name, or else model name, the caller asked for; ``default`` if there is none."""
+    def role_for(self, model: object, default: str, stood_for: str = "") -> Role:
+        """The role whose name, or else model name, the caller asked for; ``default`` if there is none, or if that is
+        the role it stands for."""
         if isinstance(model, str):
             role = self.roles.get(model) or self._by_model.get(model)
-            if role is not None:
+            if role is not None and role.name != stood_for:
                 return role
         if default in self.roles:
             return self.roles[default]

@@ -61,6 +61,7 @@ class CallSession:
         owner: str,
         sample: int,
         default_role: str,
+        stood_for: str,
         rewrites: Mapping[str, str],
         prompts: Mapping[str, str],
     ) -> None:
@@ -70,6 +71,7 @@ class CallSession:
         self.owner = owner
         self.sample = sample
         self.default_role = default_role
+        self._stood_for = stood_for
         self.refs: list[int] = []
         """Places of the calls in the call log, in the order in which they ended."""
         self.llm_calls = 0
@@ -124,13 +126,13 @@ class CallSession:
 
     def refuse(self, reason: str, asked: Body, *, agent: str = "", protocol: str = "", path: str = "") -> None:
         """Record a request that nobody could answer, so that whoever reads the calls of an agent sees it."""
-        role = self._service.role_for(asked.get("model"), self.default_role)
+        role = self._service.role_for(asked.get("model"), self.default_role, self._stood_for)
         call = PendingCall(self, role, asked, b"", "", 0, agent or self._agent_of(asked), protocol, path)
         self._service.refuse(call, reason)
 
     def _prepared(self, asked: Body, role_name: str | None, agent: str, protocol: str, path: str) -> PendingCall:
         service = self._service
-        role = service.role_for(role_name or asked.get("model"), role_name or self.default_role)
+        role = service.role_for(role_name or asked.get("model"), role_name or self.default_role, self._stood_for)
         agent = agent or (self._agent_of(asked) if protocol else "")
         if protocol == "embeddings":
             body = {**asked, "model": role.config.name}
@@ -152,7 +154,9 @@ class CallSession:
         """
         model = asked.get("model")
         model = model if isinstance(model, str) else ""
-        if model in self._prompts or (model in self._service.roles and model != self.default_role):
+        if model in self._prompts or (
+            model in self._service.roles and model not in (self.default_role, self._stood_for)
+        ):
             return model
         carried = self._carried(asked.get("messages"))
         return carried or ("" if self._service.knows(model) else model[:100])

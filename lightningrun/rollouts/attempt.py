@@ -11,6 +11,7 @@ from lightningrun.agents.jobs import AgentJob, AgentPool, Outcome, RewardJob
 from lightningrun.errors import GatewayBypassed
 from lightningrun.reward import RewardGate, RewardProblem
 from lightningrun.rollouts.requests import RolloutRequest
+from lightningrun.rollouts.trace import trace_call
 from lightningrun.types import Json, RolloutStatus
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Attempt:
     score: float | None = None
     feedback: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    steps: tuple[float, ...] = ()
     output: Json = None
     error: str = ""
     leftovers: int = 0
@@ -87,7 +89,14 @@ class Attempts:
     """Makes attempts for one stage."""
 
     def __init__(
-        self, stage: str, recipe: Recipe, pool: AgentPool, gateway: Gateway, service: ModelService, seed: int
+        self,
+        stage: str,
+        recipe: Recipe,
+        pool: AgentPool,
+        gateway: Gateway,
+        service: ModelService,
+        seed: int,
+        policy: str = "policy",
     ) -> None:
         self._stage = stage
         self._recipe = recipe
@@ -95,9 +104,9 @@ class Attempts:
         self._gateway: Any = gateway
         self._service = service
         self._seed = seed
-        self._gate = RewardGate.of(recipe.reward.range)
+        self._gate = RewardGate.of(recipe.reward)
         roles = list(recipe.models)
-        self._policy = "policy" if "policy" in roles else next(iter(roles), "policy")
+        self._policy = policy if policy in roles else next(iter(roles), "policy")
         self._judge = "judge" if "judge" in roles else self._policy
         config = recipe.models.get(self._policy)
         sampling = {name: getattr(config, name, None) for name in ("temperature", "top_p", "max_tokens")}
@@ -116,6 +125,7 @@ class Attempts:
             owner=key,
             sample=request.sample,
             default_role=self._policy,
+            stood_for="policy",
             rewrites=rewrites,
             prompts={**request.prompts, **self.baselines},
         )
@@ -130,7 +140,7 @@ class Attempts:
         stalled = metered.unanswered_s() if outcome.kind == "timeout" else 0.0
         self._note_seen(session)
         _raise_what_ends_the_stage(session)
-        infra = _infra_error(session, outcome, stalled, timeout_s)
+        infra = _infra_error(session, outcome, stalled, "agent", timeout_s)
         if infra:
             return Attempt(RolloutStatus.INFRA_ERROR, session, error=infra, leftovers=outcome.leftovers)
         if outcome.ok and outcome.output is None:
@@ -147,20 +157,22 @@ class Attempts:
         wants = self._pool.reward_wants
         trace = None
         if "trace" in wants or "**" in wants:
-            trace = [self._service.read(ref).to_json() for ref in session.refs]
+            trace = [trace_call(self._service.read(ref)) for ref in session.refs]
         judge = self._service.session(
             stage=self._stage, owner=f"judge:{key}", sample=request.sample, default_role=self._judge
         )
         config = self._recipe.reward
         seed = request.seed(self._seed)
         job = RewardJob(request.task.fields, outcome.output, trace, request.prompts, seed, config.timeout_s)
-        scoring = await self._pool.score(job, lambda url_id: self._gateway.bind(url_id, judge))
+        metered = Metered(judge)
+        scoring = await self._pool.score(job, lambda url_id: self._gateway.bind(url_id, metered))
         _raise_what_ends_the_stage(judge)
-        infra = _infra_error(judge, scoring, 0.0, config.timeout_s)
+        stalled = metered.unanswered_s() if scoring.kind == "timeout" else 0.0
+        infra = _infra_error(judge, scoring, stalled, "reward", config.timeout_s)
         if infra:
             error = f"while scoring: {infra}"
             return Attempt(RolloutStatus.INFRA_ERROR, session, output=outcome.output, error=error)
-        reward = self._gate.check(scoring.output) if scoring.ok else RewardProblem(_what(scoring))
+        reward = self._gate.check(scoring.output, len(session.refs)) if scoring.ok else RewardProblem(_what(scoring))
         if isinstance(reward, RewardProblem):
             return Attempt(RolloutStatus.REWARD_ERROR, session, output=outcome.output, error=f"reward: {reward}")
         return Attempt(
@@ -169,6 +181,7 @@ class Attempts:
             reward.score,
             reward.feedback,
             reward.metrics,
+            reward.steps,
             outcome.output,
             leftovers=outcome.leftovers,
         )
@@ -189,7 +202,7 @@ def _raise_what_ends_the_stage(session: CallSession) -> None:
         raise session.budget
 
 
-def _infra_error(session: CallSession, outcome: Outcome, stalled_s: float, timeout_s: float) -> str:
+def _infra_error(session: CallSession, outcome: Outcome, stalled_s: float, who: str, timeout_s: float) -> str:
     """Why the machine or a model is to blame for how this ended; empty if they are not."""
     if outcome.kind == "lost":
         return outcome.error
@@ -197,8 +210,8 @@ def _infra_error(session: CallSession, outcome: Outcome, stalled_s: float, timeo
         return str(session.infra_error)
     if stalled_s > _STALLED * timeout_s:
         return (
-            f"the model had not answered for {stalled_s:.1f} s when the agent's {timeout_s:g} s were over; "
-            "if it is that slow, raise agent.timeout_s"
+            f"the model had not answered for {stalled_s:.1f} s when the {who}'s {timeout_s:g} s were over; "
+            f"if it is that slow, raise {who}.timeout_s"
         )
     return ""
 

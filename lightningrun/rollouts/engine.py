@@ -51,6 +51,7 @@ class RolloutEngine:
         memo: Mapping[str, Rollout],
         seed: int,
         masker: Masker | None = None,
+        policy: str = "policy",
     ) -> None:
         """``memo``: rollouts of this stage that an earlier process finished. Those without a score are tried again.
 
@@ -60,7 +61,7 @@ class RolloutEngine:
         self._stage = stage
         self._pool = pool
         self._journal = journal
-        self._attempts = Attempts(stage, recipe, pool, gateway, service, seed)
+        self._attempts = Attempts(stage, recipe, pool, gateway, service, seed, policy)
         self._tries = recipe.agent.attempts
         self._max_infra_errors = recipe.execution.max_infra_errors
         self._earlier = {key: rollout for key, rollout in memo.items() if rollout.status.scored}
@@ -169,6 +170,7 @@ class RolloutEngine:
             duration_s=round(time.monotonic() - started, 4),
             attempts=made,
             tags=request.task.tags,
+            steps=attempt.steps,
         )
 
     def _keep(self, rollout: Rollout, executed: bool) -> None:

@@ -181,3 +181,22 @@ def test_sources_are_found_from_another_folder(tmp_path: Path) -> None:
     elsewhere.mkdir()
     done = lightningrun(elsewhere, "resume", str(run))
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_stage_may_have_another_model_answer_the_agent(tmp_path: Path) -> None:
+    recipe = RECIPE.partition("stages:")[0].replace(
+        "  coach:", '  careful: {provider: python, name: "adder.models:careful"}\n  coach:'
+    )
+    recipe += "stages:\n  baseline: {type: evaluate, split: test}\n"
+    recipe += "  other: {type: evaluate, split: test, policy: careful}\n"
+    right = "str(sum(map(int, re.findall(r'\\d+', request['messages'][-1]['content'])[:2])))"
+    models = f"{MODELS}\ndef careful(request):\n    return {right}\n"
+    root = make_project(tmp_path / "p", recipe=recipe, models=models)
+    done = lightningrun(root, "recipe.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    stages = show(root)["stages"]
+    assert stages["baseline"]["metrics"]["reward"] < 0.8
+    assert stages["other"]["metrics"]["reward"] == 1.0
+
+    refused = lightningrun(root, "check", "recipe.yaml", "stages.other.policy=carefull")
+    assert refused.returncode == 2 and "careful" in refused.stdout + refused.stderr

@@ -63,7 +63,7 @@ def forecast(config: EvaluateConfig, recipe: Recipe, rows: Mapping[str, int]) ->
     count = rows.get(config.split, 0) * config.samples
     return Forecast(
         rollouts=count,
-        calls={"policy": count},
+        calls={config.policy: count},
         errors=tuple(errors),
     )
 
