@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+from lightningrun.recipe.suggest import did_you_mean
 from lightningrun.types import Json, Reward
 
-_KEYS = ("score", "feedback", "metrics")
-_ACCEPTED = "return a number, or {score, feedback, metrics}"
+if TYPE_CHECKING:
+    from lightningrun.recipe.model import RewardConfig
+
+_KEYS = ("score", "feedback", "metrics", "steps")
+_ACCEPTED = "return a number, or {score, feedback, metrics, steps}"
+_ROUNDING = 1e-9
+"""A weighted sum may leave the declared range by so much and is put back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,62 +33,96 @@ class RewardProblem:
         return self.message
 
 
+class _Wrong(Exception):
+    """The message of a RewardProblem."""
+
+
 @dataclass(frozen=True, slots=True)
 class RewardGate:
     """``low`` and ``high`` are the declared range, ends included; without one any finite score passes."""
 
     low: float = -math.inf
     high: float = math.inf
+    objective: Mapping[str, float] = field(default_factory=dict)
+    """Metric -> weight: where it is declared, the score is the weighted sum of these metrics."""
 
     @classmethod
-    def of(cls, declared: tuple[float, float] | None) -> RewardGate:
-        return cls() if declared is None else cls(*declared)
+    def of(cls, config: RewardConfig) -> RewardGate:
+        return cls(*(config.range or (-math.inf, math.inf)), config.objective or {})
 
-    def check(self, raw: Json) -> Reward | RewardProblem:
-        """``raw`` is a number, a ``Reward``, or a mapping with ``score`` and perhaps ``feedback`` and ``metrics``."""
+    def check(self, raw: Json, calls: int | None = None) -> Reward | RewardProblem:
+        """``raw`` is a number, a ``Reward``, or a mapping with ``score`` and perhaps ``feedback``, ``metrics`` and
+        ``steps``; with an objective the score may be left out. ``calls`` is how many steps there must be, if any."""
+        try:
+            return self._checked(raw, calls)
+        except _Wrong as problem:
+            return RewardProblem(str(problem))
+
+    def _checked(self, raw: Json, calls: int | None) -> Reward:
         if isinstance(raw, Reward):
-            raw = {"score": raw.score, "feedback": raw.feedback, "metrics": raw.metrics}
+            raw = {name: getattr(raw, name) for name in _KEYS}
         if not isinstance(raw, Mapping):
             raw = {"score": raw}
         unknown = [str(key) for key in raw if key not in _KEYS]
         if unknown:
-            return RewardProblem(f"the reward has unknown keys {', '.join(map(repr, unknown))}: {_ACCEPTED}")
-        if "score" not in raw:
-            return RewardProblem(f"the reward has no 'score': {_ACCEPTED}")
-        score = _number(raw["score"])
-        if isinstance(score, str):
-            return RewardProblem(f"the score is {score}: {_ACCEPTED}")
+            raise _Wrong(f"the reward has unknown keys {', '.join(map(repr, unknown))}: {_ACCEPTED}")
+        metrics = _metrics(raw.get("metrics"))
+        if self.objective:
+            score = self._weighed(raw, metrics)
+        elif "score" not in raw:
+            raise _Wrong(f"the reward has no 'score': {_ACCEPTED}")
+        else:
+            score = _number(raw["score"], "the score", f": {_ACCEPTED}")
         if not self.low <= score <= self.high:
-            return RewardProblem(f"the score {score:g} is outside the declared range [{self.low:g}, {self.high:g}]")
+            raise _Wrong(f"the score {score:g} is outside the declared range [{self.low:g}, {self.high:g}]")
         feedback = raw.get("feedback")
         if not isinstance(feedback, str | None):
-            return RewardProblem(f"the feedback is a {type(feedback).__name__}, not text")
-        metrics = self._metrics(raw.get("metrics"))
-        return metrics if isinstance(metrics, RewardProblem) else Reward(score, feedback or "", metrics)
+            raise _Wrong(f"the feedback is a {type(feedback).__name__}, not text")
+        return Reward(score, feedback or "", metrics, _steps(raw.get("steps"), calls))
 
-    @staticmethod
-    def _metrics(raw: Any) -> dict[str, float] | RewardProblem:
-        if not isinstance(raw, Mapping | None):
-            return RewardProblem(f"the metrics are a {type(raw).__name__}, not a mapping of name to number")
-        metrics: dict[str, float] = {}
-        for name, value in (raw or {}).items():
-            number = float(value) if isinstance(value, bool) else _number(value)
-            if isinstance(number, str):
-                return RewardProblem(f"the metric {name!r} is {number}")
-            metrics[str(name)] = number
-        return metrics
+    def _weighed(self, raw: Mapping[str, Any], metrics: Mapping[str, float]) -> float:
+        """The objective's value. What the function calls ``score`` is a metric of that name here."""
+        if "score" in self.objective and raw.get("score") is not None:
+            metrics = {**metrics, "score": _number(raw["score"], "the score", "")}
+        for name in self.objective:
+            if name not in metrics:
+                hint = did_you_mean(name, metrics) or "it gave no metrics"
+                raise _Wrong(f"the reward has no metric {name!r}, which reward.objective weighs; {hint}")
+        score = math.fsum(weight * metrics[name] for name, weight in self.objective.items())
+        nearest = min(max(score, self.low), self.high)
+        return nearest if abs(nearest - score) <= _ROUNDING else score
 
 
-def _number(value: Any) -> float | str:
-    """``value`` as a finite float, or what it is instead."""
+def _metrics(raw: Any) -> dict[str, float]:
+    if not isinstance(raw, Mapping | None):
+        raise _Wrong(f"the metrics are a {type(raw).__name__}, not a mapping of name to number")
+    return {
+        str(name): float(value) if isinstance(value, bool) else _number(value, f"the metric {name!r}")
+        for name, value in (raw or {}).items()
+    }
+
+
+def _steps(raw: Any, calls: int | None) -> tuple[float, ...]:
+    if raw is None or raw in ([], ()):
+        return ()
+    if not isinstance(raw, list | tuple):
+        raise _Wrong(f"the steps are a {type(raw).__name__}, not a list of numbers")
+    if calls is not None and len(raw) != calls:
+        raise _Wrong(f"there are {len(raw)} steps for {calls} LLM calls: give one for each call of `trace`")
+    return tuple(_number(value, f"step {number}") for number, value in enumerate(raw, start=1))
+
+
+def _number(value: Any, what: str, advice: str = "") -> float:
+    """``value`` as a finite float."""
     if isinstance(value, bool):
-        return f"the bool {value}; write float({value})"
+        raise _Wrong(f"{what} is the bool {value}; write float({value}){advice}")
     if not isinstance(value, int | float):
-        return "None" if value is None else f"a {type(value).__name__} ({str(value)[:80]!r})"
+        kind = "None" if value is None else f"a {type(value).__name__} ({str(value)[:80]!r})"
+        raise _Wrong(f"{what} is {kind}{advice}")
     try:
         number = float(value)
     except OverflowError:
-        return "an integer too large for a float"
+        raise _Wrong(f"{what} is an integer too large for a float{advice}") from None
     if not math.isfinite(number):
-        return "not finite" if not math.isnan(number) else "NaN"
+        raise _Wrong(f"{what} is {'NaN' if math.isnan(number) else 'not finite'}{advice}")
     return number

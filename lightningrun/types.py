@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 Json = Any
 """Anything that ``json.dumps`` takes."""
@@ -122,12 +122,46 @@ class LLMCall:
 class Reward:
     """What a reward function returns: a score, words for the coach, and further metrics.
 
-    User code may return this, a float, or a mapping with the same names.
+    User code may return this, a float, or a mapping with the same names. ``steps`` are rewards of single LLM calls, one
+    for each call of ``trace``, for training.
     """
 
     score: float
     feedback: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    steps: tuple[float, ...] = ()
+
+
+class TraceCall(TypedDict):
+    """One LLM call of a rollout, as ``trace`` of a reward function lists them, in the order in which they ended.
+
+    With several models it is one list of all their calls: ``role`` tells them apart.
+    """
+
+    role: str
+    """Of the recipe's ``models``: ``policy``, ``user``, ..."""
+    model: str
+    agent: str
+    """Who asked, in a system of several agents; empty if it did not say."""
+    messages: list[dict[str, Any]]
+    """What was asked, as it was sent."""
+    answer: str
+    """The text of the (first) answer; empty for a call that failed or only called tools."""
+    tool_calls: list[dict[str, Any]]
+    """Of the first answer: ``{"id", "type", "function": {"name", "arguments"}}``."""
+    error: str
+    """Why the call failed; empty if it did not."""
+    usage: dict[str, int]
+    """``prompt_tokens`` and ``completion_tokens``."""
+    cost_usd: float | None
+    started_at: float
+    """Seconds since 1970. Not the same when a run is repeated, so nothing for a score to depend on."""
+    duration_s: float
+    cached: bool
+    request: dict[str, Any]
+    """The rest of the body as it was sent: sampling, tools."""
+    response: dict[str, Any] | None
+    """The whole answer as the provider gave it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +191,8 @@ class Rollout:
     duration_s: float = 0.0
     attempts: int = 1
     tags: tuple[str, ...] = ()
+    steps: tuple[float, ...] = ()
+    """Rewards of single LLM calls, in the order of ``call_refs``; empty where the reward function gives none."""
 
     def to_json(self) -> dict[str, Json]:
         """Shares the output with this rollout: not to be changed."""
@@ -173,6 +209,7 @@ class Rollout:
         known["usage"] = Usage(**known.get("usage") or {})
         known["call_refs"] = tuple(known.get("call_refs") or ())
         known["tags"] = tuple(known.get("tags") or ())
+        known["steps"] = tuple(known.get("steps") or ())
         return cls(**known)
 
 

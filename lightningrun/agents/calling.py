@@ -124,7 +124,8 @@ def _plain_reward(value: Any) -> Any:
     if isinstance(value, numbers.Real):
         return float(value)
     if all(hasattr(value, name) for name in ("score", "feedback", "metrics")):
-        return {"score": value.score, "feedback": value.feedback, "metrics": dict(value.metrics)}
+        steps = list(getattr(value, "steps", ()))
+        return {"score": value.score, "feedback": value.feedback, "metrics": dict(value.metrics), "steps": steps}
     raise TypeError(f"{type(value).__name__} is not a number")
 
 

@@ -194,6 +194,25 @@ def judged(output, question, llm, trace, failing=False):
     return {"score": float(verdict == f"grade {question}"), "feedback": f"{len(trace)} call: {trace[0]['role']}"}
 
 
+def forgiving(output, question, llm):
+    """A judged reward that takes a judge out of reach for a wrong answer."""
+    try:
+        return float(ask(f"grade {output}", llm) == f"echo: grade {question}")
+    except Exception:
+        return 0.0
+
+
+def stepwise(output, trace, args):
+    """Rewards for each call: a third for the first, two thirds for the second, ..."""
+    steps = [(number + 1) / 3 for number in range(len(trace) + args.get("more", 0))]
+    return {"score": 1.0, "steps": steps, "feedback": json.dumps(trace)}
+
+
+def weighed(output, question):
+    metrics = {"right": output == question, "brevity": 1 / len(output)}
+    return {"metrics": metrics if question != "q1" else {"right": 1}}
+
+
 def flaky_for_odd_rows(output, question):
     if int(question[1:]) % 2:
         raise RuntimeError("odd")
