@@ -1,6 +1,6 @@
-"""The gateway: chat completions over HTTP on loopback, one URL per agent slot, each call given to a session.
+"""The gateway: several protocols over HTTP on loopback, one URL per agent slot, each call given to a session.
 
-aiohttp's low-level server is used, without its router and middlewares: the gateway has two routes, and what it adds to
+aiohttp's low-level server is used, without its router and middlewares: the gateway has few routes, and what it adds to
 a call is CPU time that every rollout pays.
 """
 
@@ -9,17 +9,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import json
 import logging
 import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from lightningrun.errors import BudgetReached, LightningError, ModelError
-from lightningrun.gateway import answers
-from lightningrun.models.provider import Body, RefusedRequest
+from lightningrun.errors import LightningError
+from lightningrun.gateway.chat import Chat
+from lightningrun.gateway.embeddings import Embeddings
+from lightningrun.gateway.exchange import Exchange, Memory
+from lightningrun.gateway.messages import Messages
+from lightningrun.gateway.problems import Problem
+from lightningrun.models.provider import Body, dumps
+from lightningrun.types import Json
 
 if TYPE_CHECKING:
+    from lightningrun.models.role import Role
     from lightningrun.models.service import ModelService
     from lightningrun.models.session import CallSession
 
@@ -27,6 +36,43 @@ _log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 16 << 20
 _SHUTDOWN_S = 1.0
+_COUNT = "messages/count_tokens"
+PROTOCOLS: dict[str, type[Exchange]] = {
+    "chat/completions": Chat,
+    "messages": Messages,
+    _COUNT: Messages,
+    "embeddings": Embeddings,
+}
+"""Path behind ``/v1/`` -> what speaks it."""
+_NO_RETRY = {"x-should-retry": "false"}
+"""Tells the vendors' clients not to try again: the gateway has done so already."""
+_STREAM = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
+
+
+@dataclass(slots=True)
+class _Bound:
+    """Whom a URL belongs to at present."""
+
+    session: CallSession
+    memory: Memory = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What a request is for."""
+
+    url_id: str
+    route: str
+
+    @classmethod
+    def of(cls, request: web.BaseRequest) -> _Target:
+        _, _, path = request.raw_path.partition("?")[0].partition("/r/")
+        url_id, _, route = path.partition("/v1/")
+        return cls(url_id, route.removeprefix("v1/"))  # Anthropic's clients add /v1 to a base_url that may have it
+
+    @property
+    def protocol(self) -> type[Exchange]:
+        return PROTOCOLS.get(self.route, Chat)
 
 
 class Gateway:
@@ -34,9 +80,9 @@ class Gateway:
 
     def __init__(self, service: ModelService) -> None:
         self.token = secrets.token_urlsafe(24)
-        self._expected = f"Bearer {self.token}".encode()
+        self._expected = self.token.encode()
         self._service = service
-        self._sessions: dict[str, CallSession] = {}
+        self._bound: dict[str, _Bound] = {}
         self._port = 0
         self._runner: web.ServerRunner | None = None
 
@@ -59,78 +105,79 @@ class Gateway:
         return secrets.token_urlsafe(9)
 
     def url(self, url_id: str) -> str:
-        """The ``base_url`` for an OpenAI client."""
+        """The ``base_url`` for an OpenAI client; Anthropic's takes it without the ``/v1``, or with it."""
         return f"http://127.0.0.1:{self._port}/r/{url_id}/v1"
 
     def bind(self, url_id: str, session: CallSession) -> None:
         """From now on calls to this URL belong to ``session``."""
-        self._sessions[url_id] = session
+        self._bound[url_id] = _Bound(session)
 
     def release(self, url_id: str) -> None:
         """From now on calls to this URL are refused."""
-        self._sessions.pop(url_id, None)
+        self._bound.pop(url_id, None)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        target = _Target.of(request)
         try:
-            return await self._route(request)
-        except answers.ClientError as error:
-            return error.response()
-        except RefusedRequest as error:
-            return answers.refused(error, self._service.masked)
-        except BudgetReached as error:
-            return answers.error(429, str(error), "budget_reached", error_code="budget_reached")
-        except ModelError as error:
-            return answers.error(503, self._service.masked(str(error)), "model_error", error_code=error.kind)
+            return await self._routed(request, target)
+        except Problem as error:
+            problem = error
         except LightningError as error:
-            return answers.error(500, self._service.masked(str(error)), "server_error")
+            problem = Problem.of(error)
         except ConnectionError as error:  # the client hung up
             raise asyncio.CancelledError from error
         except Exception as error:
             _log.exception("the gateway failed")
-            return answers.error(500, f"the gateway failed: {type(error).__name__}", "server_error")
+            problem = Problem(500, f"the gateway failed: {type(error).__name__}", None, kind="server_error")
+        return _json(target.protocol.error(problem), problem.status, _NO_RETRY, self._service.masked)
 
-    async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
-        sent = request.headers.get("Authorization", "").encode("utf-8", "replace")
-        if not hmac.compare_digest(sent, self._expected):
-            raise answers.ClientError(
-                401, "wrong or missing API key: use the one given to the agent", "invalid_api_key"
-            )
-        _, _, path = request.raw_path.partition("?")[0].partition("/r/")
-        url_id, _, route = path.partition("/v1/")
-        method = {"chat/completions": "POST", "models": "GET"}.get(route)
-        if not url_id or method is None:
-            raise answers.ClientError(404, f"no such path: {request.path}", "not_found")
-        if request.method != method:
-            raise answers.ClientError(405, f"{request.method} is not allowed here: use {method}", "method_not_allowed")
-        if route == "models":
-            return answers.models(self._service.roles)
-        body = await _body(request)
-        session = self._sessions.get(url_id)
-        if session is None:
-            raise answers.ClientError(409, "no rollout is running at this URL", "no_rollout")
+    async def _routed(self, request: web.BaseRequest, target: _Target) -> web.StreamResponse:
+        self._check_token(request)
+        if target.url_id and (target.route == "models" or target.route.startswith("models/")):
+            _check_method(request, "GET")
+            return _json(_models(self._service.roles, target.route.partition("/")[2]))
+        if not target.url_id or not target.route:
+            raise Problem(404, f"no such path: {request.path}", "not_found")
+        bound = self._bound.get(target.url_id)
+        if bound is None:
+            raise Problem(409, "no rollout is running at this URL", "no_rollout")
         agent = request.headers.get("X-Agent-Name", "")[:100]
-        if body.get("stream"):
-            return await self._streamed(request, session, body, agent)
-        return answers.completion(await session.chat(body, agent=agent))
+        said = {"agent": agent, "protocol": target.protocol.protocol, "path": f"/v1/{target.route}"}
+        body: Body = {}
+        try:
+            if target.route not in PROTOCOLS:
+                raise Problem(404, f"no such path: {request.path}", "not_found")
+            _check_method(request, "POST")
+            body = await _body(request)
+            exchange = _exchange(target.protocol, body, bound.memory)
+        except Problem as problem:
+            bound.session.refuse(f"refused by the gateway: {problem}", body, **said)
+            raise
+        if target.route == _COUNT and isinstance(exchange, Messages):
+            return _json(exchange.count())
+        if exchange.streams:
+            return await self._streamed(request, exchange, bound.session, said)
+        return _json(await exchange.answer(lambda chat: bound.session.chat(chat, **said)))
+
+    def _check_token(self, request: web.BaseRequest) -> None:
+        sent = request.headers.get("Authorization", "").removeprefix("Bearer ") or request.headers.get("x-api-key", "")
+        if not hmac.compare_digest(sent.encode("utf-8", "replace"), self._expected):
+            raise Problem(401, "wrong or missing API key: use the one given to the agent", "invalid_api_key")
 
     async def _streamed(
-        self, request: web.BaseRequest, session: CallSession, body: Body, agent: str
+        self, request: web.BaseRequest, exchange: Exchange, session: CallSession, said: Mapping[str, str]
     ) -> web.StreamResponse:
-        options = body.get("stream_options")
-        wants_usage = isinstance(options, dict) and bool(options.get("include_usage"))
-        async with contextlib.aclosing(session.stream(body, agent=agent)) as chunks:
-            first = await chunks.__anext__()  # a failure so far is an HTTP status, not an event
-            response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+        async with contextlib.aclosing(exchange.events(lambda chat: session.stream(chat, **said))) as events:
+            first = await events.__anext__()  # a failure so far is an HTTP status, not an event
+            response = web.StreamResponse(headers=_STREAM)
             await response.prepare(request)
             try:
-                await _send(response, first, wants_usage)
-                async for chunk in chunks:
-                    await _send(response, chunk, wants_usage)
-                await response.write(b"data: [DONE]\n\n")
+                await response.write(first)
+                async for event in events:
+                    await response.write(event)
             except LightningError as error:
-                await response.write(
-                    answers.event({"error": {"message": self._service.masked(str(error)), "type": "model_error"}})
-                )
+                text = exchange.failed(Problem.of(error)).decode("utf-8", "replace")
+                await response.write(self._service.masked(text).encode("utf-8", "backslashreplace"))
             await response.write_eof()
             return response
 
@@ -140,24 +187,68 @@ def _request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) 
     return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=MAX_BODY_BYTES)
 
 
+def _check_method(request: web.BaseRequest, method: str) -> None:
+    if request.method != method:
+        raise Problem(405, f"{request.method} is not allowed here: use {method}", "method_not_allowed")
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+_parse = json.JSONDecoder(parse_constant=_refuse_constant).decode
+
+
 async def _body(request: web.BaseRequest) -> Body:
     try:
-        body = answers.parse((await request.read()).decode())
+        body = _parse((await request.read()).decode())
     except web.HTTPRequestEntityTooLarge:
-        raise answers.ClientError(413, f"the body is larger than {MAX_BODY_BYTES >> 20} MiB", "too_large") from None
+        raise Problem(413, f"the body is larger than {MAX_BODY_BYTES >> 20} MiB", "too_large") from None
     except (ValueError, RecursionError) as error:
-        raise answers.ClientError(400, f"the body is not JSON: {error}", "invalid_json") from None
+        raise Problem(400, f"the body is not JSON: {error}", "invalid_json") from None
     if not isinstance(body, dict):
-        raise answers.ClientError(400, "the body is not a JSON object", "invalid_json")
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
-        raise answers.ClientError(
-            400, "messages must be a list of objects, at least one", "invalid_messages", "messages"
-        )
+        raise Problem(400, "the body is not a JSON object", "invalid_json")
     return body
 
 
-async def _send(response: web.StreamResponse, chunk: Body, wants_usage: bool) -> None:
-    if not wants_usage and not chunk.get("choices") and chunk.get("usage"):
-        return  # asked for by us, not by the client, who may not expect a chunk without choices
-    await response.write(answers.event(chunk))
+def _exchange(protocol: type[Exchange], body: Body, memory: Memory) -> Exchange:
+    try:
+        return protocol(body, memory)
+    except (TypeError, ValueError, AttributeError, LookupError, RecursionError) as error:
+        said = f"the body is not a request of {protocol.protocol}: {type(error).__name__}: {error}"
+        raise Problem(400, said, "invalid_body") from error
+
+
+def _models(roles: Mapping[str, Role], wanted: str) -> Body:
+    """The names that an agent may ask for: roles, and the model names behind them. In both vendors' words."""
+    names = list(dict.fromkeys([*roles, *(role.config.name for role in roles.values())]))
+    models = {
+        name: {
+            "id": name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "lightningrun",
+            "type": "model",
+            "display_name": name,
+            "created_at": "1970-01-01T00:00:00Z",
+        }
+        for name in names
+    }
+    if not wanted:
+        ends = {"has_more": False, "first_id": names[0], "last_id": names[-1]}
+        return {"object": "list", "data": list(models.values()), **ends}
+    if wanted not in models:
+        raise Problem(404, f"the recipe has no model {wanted!r}: it has {', '.join(names)}", "model_not_found")
+    return models[wanted]
+
+
+def _json(
+    data: Mapping[str, Json],
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    masked: Callable[[str], str] | None = None,
+) -> web.Response:
+    body = dumps(data)
+    if masked:
+        body = masked(body.decode("utf-8", "replace")).encode("utf-8", "backslashreplace")
+    return web.Response(body=body, status=status, content_type="application/json", headers=headers)

@@ -8,6 +8,7 @@ from typing import Any
 from lightningrun.models.provider import Body
 
 _HEAD = ("id", "created", "model", "system_fingerprint")
+_KNOWN = frozenset({"index", "message", "delta", "finish_reason", "logprobs"})
 _TEXTS = ("content", "refusal", "reasoning_content", "reasoning")
 
 
@@ -37,11 +38,21 @@ class Assembler:
             if part.get("logprobs"):
                 _merge_lists(choice.setdefault("logprobs", {}), part["logprobs"])
             _merge_delta(choice["message"], part.get("delta") or {})
+            _merge_more(choice, part)
 
     def done(self) -> Body:
         choices = [self._choices[index] for index in sorted(self._choices)]
         completion = {**self._head, "object": "chat.completion", "choices": choices}
         return {**completion, "usage": self._usage} if self._usage else completion
+
+
+def _merge_more(choice: Body, part: Body) -> None:
+    """What else servers put into a choice: token ids, which come piece by piece, the stop sequence that was met, ..."""
+    for key in part.keys() - _KNOWN:
+        if isinstance(part[key], list):
+            choice[key] = choice.get(key, []) + part[key]
+        elif part[key] is not None:
+            choice[key] = part[key]
 
 
 def _merge_delta(message: Body, delta: Body) -> None:
@@ -98,7 +109,8 @@ def split(completion: Body) -> Iterator[Body]:
         if delta.get("tool_calls"):
             delta["tool_calls"] = [{"index": number, **call} for number, call in enumerate(delta["tool_calls"])]
         said.append({"index": index, "delta": delta, "logprobs": choice.get("logprobs"), "finish_reason": None})
-        ended.append({"index": index, "delta": {}, "finish_reason": choice.get("finish_reason") or "stop"})
+        more = {key: choice[key] for key in choice.keys() - _KNOWN}
+        ended.append({"index": index, "delta": {}, "finish_reason": choice.get("finish_reason") or "stop", **more})
     yield {**head, "choices": said}
     yield {**head, "choices": ended}
     if completion.get("usage"):

@@ -44,8 +44,10 @@ def house(tmp_path: Path) -> Opens:
     """``async with house("503*2,ok", retries=2) as h:`` with a real OpenAI client as ``h.client``."""
 
     @contextlib.asynccontextmanager
-    async def opened(*script: str, limits: Limits | None = None, **options: Any) -> AsyncIterator[House]:
-        async with Endpoint(*script) as endpoint:
+    async def opened(
+        *script: str, limits: Limits | None = None, reply: Any = None, **options: Any
+    ) -> AsyncIterator[House]:
+        async with Endpoint(*script, reply=reply) as endpoint:
             config = ModelConfig(
                 provider="openai", name="real-model", base_url=endpoint.base_url, api_key_env="THE_KEY", **options
             )

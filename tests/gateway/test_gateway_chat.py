@@ -29,6 +29,7 @@ async def test_a_completion_is_answered_and_captured_whole(house: Opens) -> None
         assert call.request == {"messages": HI, "model": "real-model", "temperature": 0.3}
         assert call.response is not None and call.response["choices"][0]["message"]["content"] == "echo: hi"
         assert (call.agent, call.role, call.stage, call.owner) == ("planner", "policy", "s", "o")
+        assert (call.protocol, call.path) == ("chat", "/v1/chat/completions")
         assert call.duration_s > 0 and call.usage.total_tokens == 15
 
 
@@ -140,7 +141,11 @@ async def test_a_malformed_request_gets_an_openai_shaped_error(
             detail = (await answer.json())["error"]
         assert detail["message"] and detail["type"] == "invalid_request_error" and detail["code"]
         assert "Traceback" not in detail["message"] and answer.headers["x-should-retry"] == "false"
-        assert h.endpoint.calls == 0 and h.session.refs == []
+        assert h.endpoint.calls == 0
+        calls = [h.service.read(ref) for ref in h.session.refs]
+        at_a_rollout = token and path not in ("/models", "/../../etc/passwd")
+        assert [(call.path, call.response, call.attempts) for call in calls] == [("/v1" + path, None, 0)] * at_a_rollout
+        assert not calls or detail["message"] in calls[0].error
 
 
 async def test_other_paths_of_the_port_are_404_and_no_token_is_401(house: Opens) -> None:

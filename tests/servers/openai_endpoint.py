@@ -5,7 +5,8 @@ In a process:  python tests/servers/openai_endpoint.py --port 0 --mode "503*2,ok
 
 The script is a list of modes; each call takes the next, and the last one stays. Modes:
 
-    ok           a completion: "echo: <last user message>", or what ``reply`` says
+    ok           a completion: "echo: <last user message>", or what ``reply`` says: a text, or a dict with a message,
+                 its finish_reason and what else a choice has
     tools        a completion that calls the first tool with {"x": 1}
     429[:SECONDS or DATE], 500, 503, 400, 401, 404, ...   that status, with a JSON error (429 with Retry-After)
     hang         nothing, ever            slow[:SECONDS]   ok, but later
@@ -156,15 +157,16 @@ class Endpoint:
         if mode == "echo_headers":
             text = json.dumps(headers)
         message: dict[str, Any] = {"role": "assistant", "content": text}
+        said: dict[str, Any] = {"logprobs": None, "finish_reason": "stop"}
+        if isinstance(text, dict) and "message" in text:
+            said = {"logprobs": None, **text}
+            message = said.pop("message")
         if mode == "tools":
             function = {"name": request["tools"][0]["function"]["name"], "arguments": '{"x": 1}'}
             message = {"role": "assistant", "content": None}
             message["tool_calls"] = [{"id": "call_1", "type": "function", "function": function}]
-        reason = "tool_calls" if mode == "tools" else "stop"
-        choices = [
-            {"index": i, "message": message, "logprobs": None, "finish_reason": reason}
-            for i in range(request.get("n") or 1)
-        ]
+            said["finish_reason"] = "tool_calls"
+        choices = [{"index": i, "message": message, **said} for i in range(request.get("n") or 1)]
         completion = {
             "id": f"chatcmpl-{self.calls}",
             "object": "chat.completion",
@@ -217,13 +219,16 @@ def chunks_of(completion: dict[str, Any], request: dict[str, Any]) -> list[dict[
     base = {**completion, "object": "chat.completion.chunk"}
     usage = base.pop("usage", None)
 
-    def chunk(index: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
-        return {**base, "choices": [{"index": index, "delta": delta, "finish_reason": reason}]}
+    def chunk(index: int, delta: dict[str, Any], **ended: Any) -> dict[str, Any]:
+        return {**base, "choices": [{"index": index, "delta": delta, "finish_reason": None, **ended}]}
 
     chunks = []
     for choice in completion["choices"]:
         index, message = choice["index"], choice["message"]
         chunks.append(chunk(index, {"role": "assistant", "content": ""}))
+        for key in ("reasoning_content", "refusal"):
+            if message.get(key):
+                chunks.append(chunk(index, {key: message[key]}))
         content = message.get("content")
         for word in content.split(" ") if isinstance(content, str) else [content] * (content is not None):
             chunks.append(chunk(index, {"content": word + " " if isinstance(word, str) else word}))
@@ -233,7 +238,9 @@ def chunks_of(completion: dict[str, Any], request: dict[str, Any]) -> list[dict[
             chunks.append(chunk(index, {"tool_calls": [start]}))
             for letter in function["arguments"]:
                 chunks.append(chunk(index, {"tool_calls": [{"index": number, "function": {"arguments": letter}}]}))
-        chunks.append(chunk(index, {}, choice["finish_reason"]))
+        chunks.append(
+            chunk(index, {}, **{key: value for key, value in choice.items() if key not in ("index", "message")})
+        )
     if usage and (request.get("stream_options") or {}).get("include_usage"):
         chunks.append({**base, "choices": [], "usage": usage})
     return chunks
