@@ -33,10 +33,7 @@ def answer(question: str, prompts: dict[str, str], llm: dict[str, Any], database
         ``sql`` (the last query tried), ``rows`` (at most 20 of its result) or ``error``, and ``tries``.
     """
     db = _database(database)
-    messages = [
-        {"role": "system", "content": prompts["system"].replace("{schema}", db.schema)},
-        {"role": "user", "content": question},
-    ]
+    messages = _opening(question, prompts["system"], db)
     client = _client(llm["base_url"], llm["api_key"])
     error = sql = ""
     for tried in range(1 + MAX_RETRIES):
@@ -55,11 +52,30 @@ def answer(question: str, prompts: dict[str, str], llm: dict[str, Any], database
     return {"sql": sql, "error": error, "tries": 1 + MAX_RETRIES}
 
 
+def answer_once(question: str, prompts: dict[str, str], llm: dict[str, Any], database: str) -> dict[str, Any]:
+    """``answer`` with one call and no repair: what a small model is trained by. The query is returned, not run."""
+    messages = _opening(question, prompts["system"], _database(database))
+    response = _client(llm["base_url"], llm["api_key"]).chat.completions.create(model=llm["model"], messages=messages)
+    return {"sql": extract_sql(response.choices[0].message.content or "")}
+
+
+def gold(task: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a model should have answered to the agent, call by call: here one message, the reference query."""
+    return [{"role": "assistant", "content": task["sql"]}]
+
+
 def extract_sql(reply: str) -> str:
     """The query in a model's reply: the last fenced block that holds one, else from the first SELECT or WITH on."""
     blocks = [block for block in _FENCE.findall(reply) if _STATEMENT.search(block)]
     found = _STATEMENT.search(blocks[-1] if blocks else reply)
     return found.group().strip().rstrip(";").strip() if found else ""
+
+
+def _opening(question: str, system: str, db: Database) -> list[dict[str, Any]]:
+    return [
+        {"role": "system", "content": system.replace("{schema}", db.schema)},
+        {"role": "user", "content": question},
+    ]
 
 
 @lru_cache(maxsize=8)

@@ -1,4 +1,6 @@
-"""Build cricket.db and the three splits of questions. Run: ``python -m tasks.sql_agent.build``
+"""Build cricket.db and all splits of questions. Run: ``python -m tasks.sql_agent.build``
+
+``train``, ``val`` and ``test`` are for prompts; ``sft``, ``rl``, ``rl_val`` and ``weights_test`` for weights.
 
 Everything is deterministic, so the committed files can be compared with a rebuild. A combination (template and values)
 becomes a row only if its reference query has one right answer: it returns something, no tie decides what a LIMIT
@@ -11,13 +13,14 @@ import json
 import random
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tasks.sql_agent import weights
 from tasks.sql_agent.database import Database, in_memory
-from tasks.sql_agent.players import PLAYERS, SCHEMA, TABLE
-from tasks.sql_agent.questions import EASY, HARD, MEDIUM, Template, Values
+from tasks.sql_agent.players import COUNTRIES, PLAYERS, SCHEMA, TABLE
+from tasks.sql_agent.questions import EASY, HARD, MEDIUM, Template, Values, Words
 from tasks.sql_agent.reward import SHUFFLES, shuffled
 
 HERE = Path(__file__).parent
@@ -36,7 +39,7 @@ _NEXT_DOOR = {">": ">=", ">=": ">", "<": "<="}
 
 
 def build(folder: Path = HERE) -> None:
-    """Write ``cricket.db``, ``train.jsonl``, ``val.jsonl`` and ``test.jsonl`` into a folder."""
+    """Write ``cricket.db`` and a ``.jsonl`` file for each split into a folder."""
     write_database(folder / "cricket.db")
     for split, rows in make_splits().items():
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
@@ -53,25 +56,78 @@ def write_database(path: Path) -> None:
 
 
 def make_splits() -> dict[str, list[dict[str, Any]]]:
-    """Deal the usable combinations to the splits, template by template in turn so that all kinds are everywhere."""
-    rng = random.Random(SEED)
-    databases = [in_memory(SCHEMA, TABLE, PLAYERS)]
-    databases += [in_memory(SCHEMA, TABLE, shuffled(PLAYERS, seed)) for seed in range(1, SHUFFLES + 1)]
-    splits: dict[str, list[dict[str, Any]]] = {split: [] for split in SIZES}
-    used: set[str] = set()
-    for level, templates in enumerate((EASY, MEDIUM, HARD)):
-        decks = [(template, _deck(template, rng)) for template in templates]
-        for split, sizes in SIZES.items():
-            rows = _promised(templates, used) if split == "test" else []
-            for template, values in _in_turn(decks, used, databases):
-                rows.append(_row(template, values, template.ask(values, rng)))
-                if len(rows) == sizes[level]:
-                    break
-            splits[split] += rows
-    for split, rows in splits.items():
-        rng.shuffle(rows)
-        splits[split] = [{"id": f"{split}-{i:03d}", **row} for i, row in enumerate(rows)]
-    return splits
+    """All splits. Those for weights are dealt last, from what the others left, so that these stay as they are."""
+    deal = _Dealer()
+    splits = deal.deal((EASY, MEDIUM, HARD), SIZES, random.Random(SEED), PROMISED)
+    more = deal.deal(weights.LEVELS, weights.SIZES, random.Random(SEED), words=weights.WORDS)
+    return {**splits, **{split: [_slim(row) for row in rows] for split, rows in more.items()}}
+
+
+def values() -> list[str]:
+    """What a tokenizer may hold as whole words: players, countries, and the names of the table and its columns."""
+    columns = [line.split()[0] for line in SCHEMA.splitlines()[1:-1]]
+    return [player[0] for player in PLAYERS] + list(COUNTRIES) + columns + [TABLE]
+
+
+class _Dealer:
+    """Deals usable combinations to splits, so that no query and no question is dealt twice."""
+
+    def __init__(self) -> None:
+        self._databases = [in_memory(SCHEMA, TABLE, PLAYERS)]
+        self._databases += [in_memory(SCHEMA, TABLE, shuffled(PLAYERS, seed)) for seed in range(1, SHUFFLES + 1)]
+        self._queries: set[str] = set()
+        self._questions: set[str] = set()
+
+    def deal(
+        self,
+        levels: Sequence[tuple[Template, ...]],
+        sizes: Mapping[str, tuple[int, ...]],
+        rng: random.Random,
+        promised: Mapping[str, tuple[str, Values]] | None = None,
+        words: Words | None = None,
+    ) -> dict[str, list[dict[str, Any]]]:
+        """Template by template in turn, so that all kinds are in every split. ``promised`` rows go to test."""
+        splits: dict[str, list[dict[str, Any]]] = {split: [] for split in sizes}
+        for level, templates in enumerate(levels):
+            decks = [(template, _deck(template, rng)) for template in templates]
+            for split, counts in sizes.items():
+                rows = self._promised(templates, promised or {}) if split == "test" else []
+                for template, values in self._in_turn(decks):
+                    question = template.ask(values, rng, words)
+                    if words and question in self._questions:
+                        continue
+                    self._questions.add(question)
+                    rows.append(_row(template, values, question))
+                    if len(rows) == counts[level]:
+                        break
+                splits[split] += rows
+        for split, rows in splits.items():
+            rng.shuffle(rows)
+            splits[split] = [{"id": f"{split}-{i:03d}", **row} for i, row in enumerate(rows)]
+        return splits
+
+    def _in_turn(self, decks: list[tuple[Template, list[Values]]]) -> Iterator[tuple[Template, Values]]:
+        """One usable combination of each template in turn, while any has one left."""
+        while any(deck for _, deck in decks):
+            for template, deck in decks:
+                while deck:
+                    values = deck.pop()
+                    sql = template.query(values)
+                    if sql not in self._queries and has_one_answer(sql, values, self._databases):
+                        self._queries.add(sql)
+                        yield template, values
+                        break
+
+    def _promised(
+        self, templates: tuple[Template, ...], promised: Mapping[str, tuple[str, Values]]
+    ) -> list[dict[str, Any]]:
+        rows = []
+        by_name = {template.name: template for template in templates}
+        for question, (name, values) in promised.items():
+            if name in by_name:
+                self._queries.add(by_name[name].query(values))
+                rows.append(_row(by_name[name], values, question))
+        return rows
 
 
 def has_one_answer(sql: str, values: Values, databases: list[Database]) -> bool:
@@ -108,31 +164,6 @@ def _deck(template: Template, rng: random.Random) -> list[Values]:
     return values
 
 
-def _in_turn(
-    decks: list[tuple[Template, list[Values]]], used: set[str], databases: list[Database]
-) -> Iterator[tuple[Template, Values]]:
-    """One usable combination of each template in turn, while any has one left."""
-    while any(deck for _, deck in decks):
-        for template, deck in decks:
-            while deck:
-                values = deck.pop()
-                sql = template.query(values)
-                if sql not in used and has_one_answer(sql, values, databases):
-                    used.add(sql)
-                    yield template, values
-                    break
-
-
-def _promised(templates: tuple[Template, ...], used: set[str]) -> list[dict[str, Any]]:
-    rows = []
-    by_name = {template.name: template for template in templates}
-    for question, (name, values) in PROMISED.items():
-        if name in by_name:
-            used.add(by_name[name].query(values))
-            rows.append(_row(by_name[name], values, question))
-    return rows
-
-
 def _row(template: Template, values: Values, question: str) -> dict[str, Any]:
     return {
         "question": question,
@@ -144,6 +175,10 @@ def _row(template: Template, values: Values, question: str) -> dict[str, Any]:
     }
 
 
+def _slim(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: row[key] for key in ("id", "question", "sql", "tags")}
+
+
 if __name__ == "__main__":
     build()
-    print(f"built cricket.db and {', '.join(f'{split}.jsonl' for split in SIZES)} in {HERE}")
+    print(f"built cricket.db and {', '.join(f'{split}.jsonl' for split in (*SIZES, *weights.SIZES))} in {HERE}")

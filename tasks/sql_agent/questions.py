@@ -7,7 +7,7 @@ only its wording is drawn at random. Splits are cut by combination, so a query i
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -73,22 +73,36 @@ class Template:
     def query(self, values: Values) -> str:
         return self.sql.format(**values)
 
-    def ask(self, values: Values, rng: random.Random) -> str:
-        return rng.choice(self.wordings).format(**_spoken(values, rng))
+    def ask(self, values: Values, rng: random.Random, words: Words | None = None) -> str:
+        return rng.choice(self.wordings).format(**_spoken(values, rng, words or PLAIN))
 
 
-def _spoken(values: Mapping[str, Any], rng: random.Random) -> Values:
-    said: Values = {**values, "people": rng.choice(PEOPLE)}
+@dataclass(frozen=True)
+class Words:
+    """How values are said: each has several forms, one of which is drawn for each question."""
+
+    metric: Mapping[str, tuple[str, ...]]
+    comparison: Mapping[str, tuple[str, ...]]
+    when: Mapping[str, tuple[str, ...]]
+    aggregate: Mapping[str, tuple[str, ...]]
+    people: tuple[str, ...]
+
+
+PLAIN = Words(METRIC, COMPARISON, WHEN, AGGREGATE, PEOPLE)
+
+
+def _spoken(values: Mapping[str, Any], rng: random.Random, words: Words) -> Values:
+    said: Values = {**values, "people": rng.choice(words.people)}
     for key, value in values.items():
         if key.startswith("column"):
-            said[key.replace("column", "metric")] = rng.choice(METRIC[value])
+            said[key.replace("column", "metric")] = rng.choice(words.metric[value])
         elif key.startswith("op"):
             bar = key.replace("op", "bar")
-            said[bar] = rng.choice(COMPARISON[value]).format(values[key.replace("op", "runs")])
+            said[bar] = rng.choice(words.comparison[value]).format(values[key.replace("op", "runs")])
     if "year_op" in values:
-        said["when"] = rng.choice(WHEN[values["year_op"]]).format(values["year"])
+        said["when"] = rng.choice(words.when[values["year_op"]]).format(values["year"])
     if "fn" in values:
-        said["aggregate"] = rng.choice(AGGREGATE[values["fn"]])
+        said["aggregate"] = rng.choice(words.aggregate[values["fn"]])
     if "n" in values:
         said["n"] = rng.choice((str(values["n"]), NUMBERS[values["n"]]))
     if "country" in values:
@@ -96,7 +110,7 @@ def _spoken(values: Mapping[str, Any], rng: random.Random) -> Values:
     return said
 
 
-def _each(**choices: Any) -> Callable[[], Iterator[Values]]:
+def each(**choices: Any) -> Callable[[], Iterator[Values]]:
     """All combinations of the given values."""
 
     def values() -> Iterator[Values]:
@@ -106,15 +120,15 @@ def _each(**choices: Any) -> Callable[[], Iterator[Values]]:
     return values
 
 
-def _bars(
-    bars: Mapping[str, range] = _BARS, ops: tuple[str, ...] = (">", ">=", "<"), **more: Any
+def bars(
+    of: Mapping[str, range] = _BARS, ops: Sequence[str] = (">", ">=", "<"), **more: Any
 ) -> Callable[[], Iterator[Values]]:
     """All (column, comparison, number) that make sense for the column, times ``more``."""
 
     def values() -> Iterator[Values]:
-        for rest in _each(**more)():
-            for column, op in product(bars, ops):
-                for runs in bars[column]:
+        for rest in each(**more)():
+            for column, op in product(of, ops):
+                for runs in of[column]:
                     yield {"column": column, "op": op, "runs": runs, **rest}
 
     return values
@@ -145,7 +159,7 @@ EASY = (
     Template("from_country", "easy", ("filter",),
         "SELECT player_name FROM top_batsmen WHERE country_name = '{country}'",
         ("List all {people} from {country}", "Which {people} play for {country}?", "Show me every {demonym} player."),
-        _each(country=COUNTRIES)),
+        each(country=COUNTRIES)),
     Template("two_countries", "easy", ("filter",),
         "SELECT player_name FROM top_batsmen WHERE country_name IN ('{country}', '{other}')",
         ("List the {people} from {country} and {other}.", "Which {people} are from {country} or {other}?"),
@@ -154,12 +168,12 @@ EASY = (
         "SELECT player_name FROM top_batsmen WHERE {column} {op} {runs}",
         ("Which {people} have {bar} {metric}?", "List the {people} with {bar} {metric}.",
          "Who has scored {bar} {metric}?", "Show everybody who made {bar} {metric}."),
-        _bars()),
+        bars()),
     Template("country_bar", "easy", ("filter",),
         "SELECT player_name FROM top_batsmen WHERE country_name = '{country}' AND {column} {op} {runs}",
         ("Which {demonym} {people} have {bar} {metric}?", "List {people} from {country} with {bar} {metric}.",
          "Who has scored {bar} {metric} for {country}?"),
-        _bars(country=COUNTRIES)),
+        bars(country=COUNTRIES)),
     Template("two_bars", "easy", ("filter",),
         "SELECT player_name FROM top_batsmen WHERE {column} > {runs} AND {column_2} > {runs_2}",
         ("Which {people} have {bar} {metric} and {bar_2} {metric_2}?",
@@ -169,21 +183,21 @@ EASY = (
         "SELECT {column} FROM top_batsmen WHERE player_name = '{player}'",
         ("How many {metric} does {player} have?", "How many {metric} has {player} scored?", "Give {player}'s {metric}.",
          "What are the {metric} of {player}?"),
-        _each(column=COLUMNS, player=_names)),
+        each(column=COLUMNS, player=_names)),
     Template("player_country", "easy", ("lookup",),
         "SELECT country_name FROM top_batsmen WHERE player_name = '{player}'",
         ("Which country does {player} play for?", "What is {player}'s country?", "What country is {player} from?"),
-        _each(player=_names)),
+        each(player=_names)),
     Template("player_debut", "easy", ("lookup",),
         "SELECT odi_debut_year FROM top_batsmen WHERE player_name = '{player}'",
         ("When did {player} make his ODI debut?", "In which year did {player} make his debut?",
          "What is the ODI debut year of {player}?"),
-        _each(player=_names)),
+        each(player=_names)),
     Template("debut_in", "easy", ("filter", "debut_year"),
         "SELECT player_name FROM top_batsmen WHERE odi_debut_year = {year}",
         ("Which {people} made their ODI debut in {year}?", "List the {people} who debuted in {year}.",
          "Who debuted in {year}?"),
-        _each(year=range(1986, 2022))),
+        each(year=range(1986, 2022))),
 )  # fmt: skip
 
 MEDIUM = (
@@ -191,62 +205,62 @@ MEDIUM = (
         "SELECT COUNT(*) FROM top_batsmen WHERE country_name = '{country}'",
         ("How many {people} are from {country}?", "Count the {demonym} {people}.",
          "What is the number of {people} from {country}?"),
-        _each(country=COUNTRIES)),
+        each(country=COUNTRIES)),
     Template("count_bar", "medium", ("aggregate",),
         "SELECT COUNT(*) FROM top_batsmen WHERE {column} {op} {runs}",
         ("How many {people} have {bar} {metric}?", "Count the {people} with {bar} {metric}.",
          "What is the number of {people} with {bar} {metric}?"),
-        _bars()),
+        bars()),
     Template("count_country_bar", "medium", ("aggregate",),
         "SELECT COUNT(*) FROM top_batsmen WHERE country_name = '{country}' AND {column} {op} {runs}",
         ("How many {demonym} {people} have {bar} {metric}?",
          "How many {people} from {country} have scored {bar} {metric}?"),
-        _bars(country=COUNTRIES)),
+        bars(country=COUNTRIES)),
     Template("aggregate", "medium", ("aggregate",),
         "SELECT {fn}({column}) FROM top_batsmen",
         ("What is the {aggregate} number of {metric} among all {people}?",
          "Give the {aggregate} {metric} of all {people}."),
-        _each(fn=AGGREGATE, column=COLUMNS)),
+        each(fn=AGGREGATE, column=COLUMNS)),
     Template("aggregate_country", "medium", ("aggregate",),
         "SELECT {fn}({column}) FROM top_batsmen WHERE country_name = '{country}'",
         ("What is the {aggregate} number of {metric} among {demonym} {people}?",
          "What are the {aggregate} {metric} of {people} from {country}?",
          "Give the {aggregate} number of {metric} for {country}."),
-        _each(fn=AGGREGATE, column=COLUMNS, country=COUNTRIES)),
+        each(fn=AGGREGATE, column=COLUMNS, country=COUNTRIES)),
     Template("top_n", "medium", ("order_limit",),
         "SELECT player_name FROM top_batsmen ORDER BY {column} DESC LIMIT {n}",
         ("Who are the top {n} {people} by {metric}?", "List the {n} {people} with the most {metric}.",
          "Name the best {n} {people} in terms of {metric}."),
-        _each(column=COLUMNS, n=NUMBERS)),
+        each(column=COLUMNS, n=NUMBERS)),
     Template("top_n_country", "medium", ("order_limit",),
         "SELECT player_name FROM top_batsmen WHERE country_name = '{country}' ORDER BY {column} DESC LIMIT {n}",
         ("Who are the top {n} {demonym} {people} by {metric}?",
          "List the {n} {people} from {country} with the most {metric}."),
-        _each(column=COLUMNS, n=(2, 3, 4, 5), country=COUNTRIES)),
+        each(column=COLUMNS, n=(2, 3, 4, 5), country=COUNTRIES)),
     Template("top_n_with", "medium", ("order_limit",),
         "SELECT player_name, {column} FROM top_batsmen ORDER BY {column} DESC LIMIT {n}",
         ("Show the top {n} {people} by {metric}, together with their {metric}.",
          "List the names and {metric} of the {n} {people} with the most {metric}."),
-        _each(column=COLUMNS, n=NUMBERS)),
+        each(column=COLUMNS, n=NUMBERS)),
     Template("most_country", "medium", ("order_limit",),
         "SELECT player_name FROM top_batsmen WHERE country_name = '{country}' ORDER BY {column} DESC LIMIT 1",
         ("Who has the most {metric} for {country}?", "Which {demonym} player has scored the most {metric}?",
          "Name the player from {country} with the highest number of {metric}."),
-        _each(column=COLUMNS, country=COUNTRIES)),
+        each(column=COLUMNS, country=COUNTRIES)),
     Template("fewest_country", "medium", ("order_limit",),
         "SELECT player_name FROM top_batsmen WHERE country_name = '{country}' ORDER BY {column} LIMIT 1",
         ("Who has the fewest {metric} for {country}?", "Which {demonym} player has the lowest number of {metric}?"),
-        _each(column=COLUMNS, country=COUNTRIES)),
+        each(column=COLUMNS, country=COUNTRIES)),
     Template("ranked", "medium", ("order_limit",),
         "SELECT player_name FROM top_batsmen WHERE country_name = '{country}' ORDER BY {column} DESC",
         ("List the {people} from {country} in order of {metric}, highest first.",
          "Rank the {demonym} {people} by {metric}, from most to fewest."),
-        _each(column=COLUMNS, country=COUNTRIES)),
+        each(column=COLUMNS, country=COUNTRIES)),
     Template("all_formats", "medium", ("aggregate", "multi_step"),
         f"SELECT {_ALL_RUNS} FROM top_batsmen WHERE player_name = '{{player}}'",
         ("How many runs has {player} made across all three formats?",
          "What is {player}'s combined total of runs in all formats?"),
-        _each(player=_names)),
+        each(player=_names)),
 )  # fmt: skip
 
 HARD = (
@@ -255,35 +269,35 @@ HARD = (
         " GROUP BY country_name ORDER BY COUNT(*) DESC LIMIT 1",
         ("Which country has the most debutants {when}?",
          "Which country had the most players making their ODI debut {when}?"),
-        _each(**_after)),
+        each(**_after)),
     Template("count_per_country", "hard", ("group", "aggregate"),
         "SELECT country_name, COUNT(*) FROM top_batsmen WHERE {column} {op} {runs} GROUP BY country_name",
         ("For each country, how many {people} have {bar} {metric}?",
          "How many {people} with {bar} {metric} does each country have?"),
-        _bars()),
+        bars()),
     Template("aggregate_per_country", "hard", ("group", "aggregate"),
         "SELECT country_name, {fn}({column}) FROM top_batsmen GROUP BY country_name",
         ("What is the {aggregate} number of {metric} for each country?", "Give the {aggregate} {metric} per country."),
-        _each(fn=AGGREGATE, column=COLUMNS)),
+        each(fn=AGGREGATE, column=COLUMNS)),
     Template("best_country", "hard", ("group", "order_limit", "aggregate"),
         "SELECT country_name FROM top_batsmen GROUP BY country_name ORDER BY {fn}({column}) DESC LIMIT 1",
         ("Which country has the highest {aggregate} number of {metric}?",
          "Which country's {people} have the highest {aggregate} {metric}?"),
-        _each(fn=("AVG", "SUM"), column=COLUMNS)),
+        each(fn=("AVG", "SUM"), column=COLUMNS)),
     Template("having_count", "hard", ("group", "having"),
         "SELECT country_name FROM top_batsmen WHERE {column} {op} {runs} GROUP BY country_name HAVING COUNT(*) > {n}",
         ("Which countries have more than {n} {people} with {bar} {metric}?",
          "List the countries that have more than {n} {people} with {bar} {metric}."),
-        _bars(ops=(">", ">="), n=(2, 3, 4))),
+        bars(ops=(">", ">="), n=(2, 3, 4))),
     Template("having_mean", "hard", ("group", "having", "aggregate"),
         "SELECT country_name FROM top_batsmen GROUP BY country_name HAVING AVG({column}) {op} {runs}",
         ("Which countries have an average of {bar} {metric}?",
          "In which countries do {people} average {bar} {metric}?"),
-        _bars(_HIGH_MEANS)),
+        bars(_HIGH_MEANS)),
     Template("count_debut", "hard", ("aggregate", "debut_year"),
         "SELECT COUNT(*) FROM top_batsmen WHERE odi_debut_year {year_op} {year}",
         ("How many {people} made their ODI debut {when}?", "Count the {people} who debuted {when}."),
-        _each(**_after)),
+        each(**_after)),
     Template("count_span", "hard", ("aggregate", "debut_year"),
         "SELECT COUNT(*) FROM top_batsmen WHERE odi_debut_year BETWEEN {first} AND {last}",
         ("How many {people} debuted between {first} and {last}, both years included?",
@@ -293,23 +307,23 @@ HARD = (
         "SELECT player_name FROM top_batsmen WHERE country_name = '{country}' AND odi_debut_year {year_op} {year}",
         ("Which {demonym} {people} made their ODI debut {when}?",
          "List the {people} from {country} who debuted {when}."),
-        _each(country=COUNTRIES, **_after)),
+        each(country=COUNTRIES, **_after)),
     Template("best_debut", "hard", ("order_limit", "debut_year", "multi_step"),
         "SELECT player_name FROM top_batsmen WHERE odi_debut_year {year_op} {year} ORDER BY {column} DESC LIMIT 1",
         ("Among the {people} who debuted {when}, who has the most {metric}?",
          "Who has scored the most {metric} of all {people} whose ODI debut came {when}?"),
-        _each(column=COLUMNS, **_after)),
+        each(column=COLUMNS, **_after)),
     Template("mean_debut", "hard", ("aggregate", "debut_year", "multi_step"),
         "SELECT AVG({column}) FROM top_batsmen WHERE odi_debut_year {year_op} {year}",
         ("What is the average number of {metric} among {people} who debuted {when}?",
          "On average, how many {metric} do {people} have whose ODI debut came {when}?"),
-        _each(column=COLUMNS, **_after)),
+        each(column=COLUMNS, **_after)),
     Template("above_mean", "hard", ("multi_step", "aggregate"),
         "SELECT player_name FROM top_batsmen WHERE country_name = '{country}'"
         " AND {column} > (SELECT AVG({column}) FROM top_batsmen)",
         ("Which {demonym} {people} have more {metric} than the overall average?",
          "List the {people} from {country} whose {metric} are above the average of all {people}."),
-        _each(column=COLUMNS, country=COUNTRIES)),
+        each(column=COLUMNS, country=COUNTRIES)),
 )  # fmt: skip
 
 TEMPLATES = EASY + MEDIUM + HARD

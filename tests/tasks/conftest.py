@@ -63,6 +63,12 @@ def rows() -> dict[str, list[dict[str, Any]]]:
 
 
 @pytest.fixture(scope="session")
+def all_rows() -> dict[str, list[dict[str, Any]]]:
+    """Of the prompt's splits and of those for weights."""
+    return {split: read_rows(split) for split in ("train", "val", "test", "sft", "rl", "rl_val", "weights_test")}
+
+
+@pytest.fixture(scope="session")
 def base_prompt() -> str:
     return BASE
 
