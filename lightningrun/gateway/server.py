@@ -24,6 +24,7 @@ from lightningrun.gateway.embeddings import Embeddings
 from lightningrun.gateway.exchange import Exchange, Memory
 from lightningrun.gateway.messages import Messages
 from lightningrun.gateway.problems import Problem
+from lightningrun.gateway.responses import Responses
 from lightningrun.models.provider import Body, dumps
 from lightningrun.types import Json
 
@@ -39,6 +40,7 @@ _SHUTDOWN_S = 1.0
 _COUNT = "messages/count_tokens"
 PROTOCOLS: dict[str, type[Exchange]] = {
     "chat/completions": Chat,
+    "responses": Responses,
     "messages": Messages,
     _COUNT: Messages,
     "embeddings": Embeddings,
