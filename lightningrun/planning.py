@@ -283,7 +283,9 @@ class Planner:
         known: Mapping[str, Known],
     ) -> dict[str, Json]:
         recipe = self.recipe
-        roles = {config.policy, *(role for _, role in config.roles())}
+        named = {role for other in recipe.stages.values() for role in (other.policy, *(r for _, r in other.roles()))}
+        free = set(recipe.models) - named - {"policy"}  # agents and rewards may ask for them: a judge, a user
+        roles = {config.policy, *(role for _, role in config.roles()), *free}
         splits = {split for _, split in config.splits()} or set(self.facts["data"])
         return {
             "type": spec.type,

@@ -20,15 +20,24 @@ MONTE_CARLO_FLIPS = 20_000
 _TIE = 1e-9
 
 
-def bootstrap_interval(values: Sequence[float], seed: int = 0, confidence: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean. Raises ValueError for no values."""
+def bootstrap_interval(
+    values: Sequence[float], seed: int = 0, confidence: float = 0.95, weights: Sequence[float] | None = None
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean, or of the weighted mean. Raises ValueError for no values."""
     if not values:
         raise ValueError("no values to take the mean of")
     if len(set(values)) == 1:
         return values[0], values[0]
     rng = random.Random(seed)
     size = len(values)
-    means = sorted(math.fsum(rng.choices(values, k=size)) / size for _ in range(RESAMPLES))
+    if weights is None:
+        means = sorted(math.fsum(rng.choices(values, k=size)) / size for _ in range(RESAMPLES))
+    else:  # rows are drawn with their weights: how heavy a draw is belongs to its luck
+        products = [value * weight for value, weight in zip(values, weights, strict=True)]
+        draws = (rng.choices(range(size), k=size) for _ in range(RESAMPLES))
+        means = sorted(
+            math.fsum(map(products.__getitem__, draw)) / math.fsum(map(weights.__getitem__, draw)) for draw in draws
+        )
     cut = (1 - confidence) / 2
     return means[int(cut * RESAMPLES)], means[min(RESAMPLES - 1, math.ceil((1 - cut) * RESAMPLES) - 1)]
 
@@ -80,8 +89,10 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
 
 
-def mean(values: Sequence[float]) -> float:
-    """The mean, exactly rounded. Raises ValueError for no values."""
+def mean(values: Sequence[float], weights: Sequence[float] | None = None) -> float:
+    """The mean, or the weighted mean. Raises ValueError for no values."""
     if not values:
         raise ValueError("no values to take the mean of")
-    return fmean(values)
+    if weights is None:
+        return fmean(values)
+    return math.fsum(v * w for v, w in zip(values, weights, strict=True)) / math.fsum(weights)

@@ -102,6 +102,24 @@ def test_a_judge_may_be_asked_for_where_there_is_one() -> None:
     assert check(RECIPE.replace("models: {policy", f"models: {{{judge}, policy")) == ""
 
 
+def test_another_judge_is_another_result_and_another_coach_is_not(folder: Path) -> None:
+    write(score="def score(output, llm)")
+    apo = "apo: {type: apo, optimize: [], coach: coach, when: never}"
+    roles = [f'{role}: {{provider: python, name: "mine.py:student"}}' for role in ("judge", "user", "coach")]
+    text = RECIPE.replace("models: {", f"models: {{{', '.join(roles)}, ")
+    text = text.replace('answer"}', 'answer", prompts: {system: be good}}').replace("stages: {", f"stages: {{{apo}, ")
+    text = text.replace("optimize: [], ", "").replace("{test:", "{train: t.jsonl, val: v.jsonl, test:")
+    for name in "tv":
+        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps({"question": f"{name}{n}"}) for n in range(9)))
+    Path("r.yaml").write_text(text)
+
+    def key(*overrides: str) -> str:
+        return load("r.yaml", list(overrides)).plan().stages[-1].key
+
+    assert key() == key("models.coach.temperature=1.0")
+    assert len({key(), key("models.judge.temperature=1.0"), key("models.user.temperature=1.0")}) == 3
+
+
 def test_missing_data_is_told_together_with_other_mistakes(folder: Path) -> None:
     write()
     (folder / "sub").mkdir()

@@ -12,6 +12,7 @@ import pytest
 from world import Answer, chance, context
 
 from lightningrun.errors import GateNotMet, RewardErrors
+from lightningrun.recipe.when import parse
 from lightningrun.stages.evaluate.config import EvaluateConfig, forecast
 from lightningrun.stages.evaluate.stage import run
 from lightningrun.types import RolloutStatus, Task
@@ -41,6 +42,49 @@ async def test_mean_interval_passes_and_tags(tmp_path: Path) -> None:
     lines = (tmp_path / "outputs/rollouts.jsonl").read_text().splitlines()
     assert len(lines) == 160
     assert json.loads(lines[0])["task_id"] == "t0"
+
+
+async def test_metrics_of_the_reward_have_means_and_intervals_and_a_gate(tmp_path: Path) -> None:
+    def student(prompts: Any, task: Task, sample: int) -> Answer:
+        if task.id == "t0":
+            return Answer(0.0, status=RolloutStatus.FAILED)
+        return Answer(1.0, metrics={"valid": float("easy" in task.tags), "words": sample + 1.0})
+
+    gate = {"min": {"metric.valid": 0.2, "metric.words": 2}, "max": {"metric.words_high": 1.5, "metric.none": 1}}
+    ctx = prepare(tmp_path, student, samples=2, gate=gate)
+    with pytest.raises(GateNotMet, match=r"min\.metric\.words: 1\.5, wanted 2; max\.metric\.none: unknown") as caught:
+        await run(ctx, {})
+    assert caught.value.result is not None
+    metrics = caught.value.result.metrics
+    assert metrics["metric.valid"] == pytest.approx(9 / 39), "the failed rollout gave none"
+    assert metrics["metric.valid_low"] < metrics["metric.valid"] < metrics["metric.valid_high"]
+    assert (metrics["metric.words"], metrics["metric.words_low"], metrics["metric.words_high"]) == (1.5, 1.5, 1.5)
+    assert parse("baseline.metric.valid < 0.3").decide({"baseline": metrics}, False)[0]
+
+
+def with_weights(folder: Path, student: Any, **options: Any) -> Any:
+    """Of 40 rows, the ten easy ones weigh 9 each, as much as 270 rows of weight 1."""
+    tasks = tuple(replace(task, weight=9.0 if "easy" in task.tags else 1.0) for task in TASKS)
+    config = EvaluateConfig.model_validate({"type": "evaluate", **options})
+    return context(folder, config, {"system": "s"}, {"test": tasks}, student)
+
+
+async def test_weights_weigh_every_mean_and_the_comparison(tmp_path: Path) -> None:
+    def easy_only(prompts: Any, task: Task, sample: int) -> Answer:
+        return Answer(float("easy" in task.tags), metrics={"easy": float("easy" in task.tags)})
+
+    metrics = (await run(with_weights(tmp_path / "easy", easy_only), {})).metrics
+    assert metrics["reward"] == metrics["pass_at_1"] == metrics["metric.easy"] == pytest.approx(90 / 120)
+    assert metrics["reward_low"] < 0.75 < metrics["reward_high"]
+    assert metrics["n"] == 40
+    same = (await run(prepare(tmp_path / "same", by_luck(0.5)), {})).metrics
+    assert same["reward"] != pytest.approx(
+        (await run(with_weights(tmp_path / "w", by_luck(0.5)), {})).metrics["reward"]
+    )
+    hard_only = with_weights(tmp_path / "hard", lambda p, t, s: Answer(float("hard" in t.tags)), gate={"beats": "easy"})
+    hard_only = replace(hard_only, references={"easy": tmp_path / "easy/outputs"})
+    with pytest.raises(GateNotMet, match=r"paired difference -0\.500"):
+        await run(hard_only, {})
 
 
 async def test_failures_count_as_scored_and_errors_do_not(tmp_path: Path) -> None:
@@ -90,7 +134,7 @@ async def test_beats_compares_row_by_row(tmp_path: Path, before: float, after: f
 
 def test_forecast_is_exact_and_refuses_a_gate_that_cannot_work() -> None:
     other = EvaluateConfig(type="evaluate", split="val")
-    recipe: Any = SimpleNamespace(stages={"baseline": other})
+    recipe: Any = SimpleNamespace(stages={"baseline": other}, models={"policy": None})
     config = EvaluateConfig.model_validate(
         {"type": "evaluate", "samples": 3, "gate": {"min": {"rewrad": 1}, "beats": "baseline"}}
     )
@@ -99,4 +143,6 @@ def test_forecast_is_exact_and_refuses_a_gate_that_cannot_work() -> None:
     assert (told.rollouts, told.calls) == (120, {"policy": 120})
     assert "no metric 'rewrad'" in told.errors[0]
     assert "runs on 'val', not on 'test'" in told.errors[1]
+    recipe.models["judge"] = None
+    assert forecast(config, recipe, {"test": 40, "val": 5}).calls == {"policy": 120, "judge": 120}
     assert "no split" in forecast(EvaluateConfig(type="evaluate", split="x"), recipe, {"test": 4}).errors[0]

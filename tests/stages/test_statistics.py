@@ -69,6 +69,19 @@ def test_bootstrap_interval_covers_a_known_mean_about_95_times_in_100() -> None:
     assert 106 <= hits <= 119
 
 
+def test_the_weighted_interval_covers_the_weighted_mean_about_95_times_in_100() -> None:
+    """Rows of two kinds: the weight of a row goes with its value, so a plain mean would be far off."""
+    covered = 0
+    for trial in range(25):
+        rng = random.Random(trial)
+        heavy = [rng.random() < 0.5 for _ in range(80)]
+        values = [rng.gauss(0.9 if big else 0.1, 0.3) for big in heavy]
+        low, high = bootstrap_interval(values, trial, weights=[3.0 if big else 1.0 for big in heavy])
+        covered += low <= (3 * 0.9 + 0.1) / 4 <= high
+    assert 20 <= covered <= 25
+    assert mean([1.0, 0.0], [3.0, 1.0]) == 0.75
+
+
 def test_bootstrap_interval_is_seeded_and_has_no_width_without_spread() -> None:
     values = [0.0, 1.0] * 20
     assert bootstrap_interval(values, 5) == bootstrap_interval(values, 5)

@@ -37,6 +37,7 @@ class Answer:
     feedback: str = ""
     status: RolloutStatus = RolloutStatus.SUCCEEDED
     messages: list[dict[str, Any]] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 Student = Callable[[Mapping[str, str], Task, int], Answer]
@@ -54,9 +55,9 @@ class WorldService:
         self.answers: dict[str, tuple[str, int]] = {}
         self.limits: tuple[Any, Mapping[str, int]] | None = None
 
-    def restarted(self) -> WorldService:
+    def restarted(self, coach: CoachReply | None = None) -> WorldService:
         """The service of the next process: it knows all calls of this one and has paid for none."""
-        service = WorldService(self.coach)
+        service = WorldService(coach or self.coach)
         service.calls, service.answers = list(self.calls), dict(self.answers)
         return service
 
@@ -86,8 +87,8 @@ class WorldSession:
         question = "\n".join(message["content"] for message in body["messages"])
         key = digest([body, self.sample])
         if key not in self.service.answers:
-            self.service.paid += 1
             text = self.service.coach(question, self.sample)
+            self.service.paid += 1
             ref = self.service.record(role or "", self.owner, body["messages"], text)
             self.service.answers[key] = text, ref
         await asyncio.sleep(0)
@@ -128,7 +129,7 @@ class WorldEngine:
         ref = self.service.record("policy", request.key, asked, "an answer")
         rollout = Rollout(
             request.key, "apo", task.id, task.split, request.sample, answer.status, answer.score, answer.feedback,
-            call_refs=(ref,), llm_calls=1, tags=task.tags,
+            metrics=answer.metrics, call_refs=(ref,), llm_calls=1, tags=task.tags,
         )  # fmt: skip
         self.journal.emit("rollout", stage="apo", rollout=rollout.to_json())
         self.memo[request.key] = rollout

@@ -15,7 +15,9 @@ from lightningrun.types import ArtifactKind
 if TYPE_CHECKING:
     from lightningrun.recipe.model import Recipe
 
-_METRICS = re.compile(r"reward(_low|_high)?|pass_at_\d+|n(_failed|_reward_errors|_infra_errors)?|tag\..+\.(reward|n)")
+_METRICS = re.compile(
+    r"reward(_low|_high)?|pass_at_\d+|n(_failed|_reward_errors|_infra_errors)?|tag\..+\.(reward|n)|metric\..+"
+)
 
 
 class GateConfig(Config):
@@ -46,7 +48,7 @@ class EvaluateConfig(StageConfig):
 
 
 def forecast(config: EvaluateConfig, recipe: Recipe, rows: Mapping[str, int]) -> Forecast:
-    """Exact in rollouts; of LLM calls only that there is at least one a rollout."""
+    """Exact in rollouts; of LLM calls only that there is at least one a rollout, and one of a judge if there is one."""
     errors = [
         f"gate.{side}: evaluate has no metric {name!r}"
         for side, bounds in (("min", config.gate.min), ("max", config.gate.max))
@@ -63,14 +65,14 @@ def forecast(config: EvaluateConfig, recipe: Recipe, rows: Mapping[str, int]) ->
     count = rows.get(config.split, 0) * config.samples
     return Forecast(
         rollouts=count,
-        calls={config.policy: count},
+        calls={config.policy: count, **({"judge": count} if "judge" in recipe.models else {})},
         errors=tuple(errors),
     )
 
 
 SPEC = StageSpec(
     type="evaluate",
-    version=1,
+    version=2,
     summary="score the agent on one split, with intervals and a gate",
     config=EvaluateConfig,
     consumes={"prompts": ArtifactKind.PROMPTS},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,7 +31,12 @@ class Check:
 
 
 def check_gate(
-    gate: GateConfig, metrics: Mapping[str, float], rollouts: Sequence[Rollout], beaten: Path | None, seed: int
+    gate: GateConfig,
+    metrics: Mapping[str, float],
+    rollouts: Sequence[Rollout],
+    beaten: Path | None,
+    seed: int,
+    weights: Mapping[str, float] | None = None,
 ) -> list[Check]:
     """Every condition of the gate. ``beaten`` is the rollouts file of the stage that ``beats`` names."""
     checks = []
@@ -42,7 +47,9 @@ def check_gate(
         value = metrics.get(name)
         checks.append(Check(f"max.{name}", value, bound, value is not None and value <= bound))
     if beaten is not None:
-        checks.append(_beats(str(gate.beats), _means(rollouts), _means(list(read_rollouts(beaten))), seed))
+        checks.append(
+            _beats(str(gate.beats), _means(rollouts), _means(list(read_rollouts(beaten))), seed, weights or {})
+        )
     return checks
 
 
@@ -55,15 +62,28 @@ def scores_by_row(rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
     return by_row
 
 
+def weights_of(rows: Iterable[str], weights: Mapping[str, float]) -> list[float] | None:
+    """The weights of ``rows`` in their order; None where all count the same."""
+    return [weights[row] for row in rows] if weights else None
+
+
+def row_mean(by_row: Mapping[str, list[float]], weights: Mapping[str, float]) -> float:
+    """The mean over rows of the mean of each."""
+    return mean([mean(values) for values in by_row.values()], weights_of(by_row, weights))
+
+
 def _means(rollouts: Sequence[Rollout]) -> dict[str, float]:
     return {row: mean(scores) for row, scores in scores_by_row(rollouts).items()}
 
 
-def _beats(name: str, mine: Mapping[str, float], theirs: Mapping[str, float], seed: int) -> Check:
+def _beats(
+    name: str, mine: Mapping[str, float], theirs: Mapping[str, float], seed: int, weights: Mapping[str, float]
+) -> Check:
     """Met if the paired 95% bootstrap interval of the mean difference lies above 0."""
-    gaps = [score - theirs[row] for row, score in mine.items() if row in theirs]
+    gaps = {row: score - theirs[row] for row, score in mine.items() if row in theirs}
     if not gaps:
         return Check(f"beats.{name}", None, 0.0, False, "no row has a score in both")
-    low, high = bootstrap_interval(gaps, seed)
-    note = f"paired difference {mean(gaps):+.3f}, 95% interval {low:+.3f} to {high:+.3f}, {len(gaps)} rows"
+    values, heavy = list(gaps.values()), weights_of(gaps, weights)
+    low, high = bootstrap_interval(values, seed, weights=heavy)
+    note = f"paired difference {mean(values, heavy):+.3f}, 95% interval {low:+.3f} to {high:+.3f}, {len(gaps)} rows"
     return Check(f"beats.{name}", low, 0.0, low > 0, note)

@@ -8,7 +8,7 @@ from lightningrun.errors import GateNotMet, RewardErrors
 from lightningrun.rollouts.engine import RolloutRequest
 from lightningrun.stages.base import StageContext
 from lightningrun.stages.evaluate.config import EvaluateConfig
-from lightningrun.stages.evaluate.gate import Check, check_gate, scores_by_row
+from lightningrun.stages.evaluate.gate import Check, check_gate, row_mean, scores_by_row, weights_of
 from lightningrun.stages.rollout_file import write_rollouts
 from lightningrun.stages.statistics import bootstrap_interval, mean, pass_at_k
 from lightningrun.types import Artifact, ArtifactKind, Json, Rollout, RolloutStatus, StageResult
@@ -25,7 +25,8 @@ async def run(ctx: StageContext, inputs: Mapping[str, Artifact]) -> StageResult:
     rollouts = await ctx.engine.run(requests, total=len(requests))
     write_rollouts(ctx.outputs / ROLLOUTS, rollouts)
     reward_range = ctx.recipe.reward.range
-    metrics = measure(rollouts, config.samples, reward_range[1] if reward_range else 1.0, ctx.seed)
+    weights = {task.id: task.weight for task in tasks} if any(task.weight != 1.0 for task in tasks) else {}
+    metrics = measure(rollouts, config.samples, reward_range[1] if reward_range else 1.0, ctx.seed, weights)
     outputs = {
         "rollouts": Artifact(ArtifactKind.ROLLOUTS, None, ROLLOUTS),
         "metrics": Artifact(ArtifactKind.METRICS, metrics),
@@ -33,43 +34,66 @@ async def run(ctx: StageContext, inputs: Mapping[str, Artifact]) -> StageResult:
     result = StageResult(outputs, metrics)
     ctx.journal.emit("metric", stage=ctx.stage, step=0, values=metrics)
     beaten = ctx.references[config.gate.beats] / ROLLOUTS if config.gate.beats else None
-    checks = check_gate(config.gate, metrics, rollouts, beaten, ctx.seed)
+    checks = check_gate(config.gate, metrics, rollouts, beaten, ctx.seed, weights)
     if checks:
         _decide(ctx, checks, result)
     return result
 
 
-def measure(rollouts: Sequence[Rollout], samples: int, success: float, seed: int) -> dict[str, float]:
+Weights = Mapping[str, float]
+"""Row -> how much it counts; empty where all count the same."""
+
+
+def measure(
+    rollouts: Sequence[Rollout], samples: int, success: float, seed: int, weights: Weights | None = None
+) -> dict[str, float]:
     """The stage's metrics. A row's score is the mean of its scored samples; rows without one are not counted in ``n``.
 
-    ``pass_at_k`` counts scores of at least ``success``, over the rows with k scored samples.
+    ``pass_at_k`` counts scores of at least ``success``, over the rows with k scored samples. ``metric.<name>`` is the
+    mean of what the reward function called so, over the rows for which it did: a failed rollout has no metrics.
     """
+    weights = weights or {}
     by_row = scores_by_row(rollouts)
     if not by_row:
         raise RewardErrors("not one rollout has a score", hint="see the errors in the run's journal")
-    values = [mean(scores) for scores in by_row.values()]
-    low, high = bootstrap_interval(values, seed)
-    metrics = {"reward": mean(values), "reward_low": low, "reward_high": high, "n": len(values)}
+    metrics = _with_interval("reward", by_row, weights, seed)
+    metrics["n"] = len(by_row)
     for k in sorted({1, samples}):
-        chances = [
-            pass_at_k(len(scores), sum(score >= success - 1e-9 for score in scores), k)
-            for scores in by_row.values()
+        chances = {
+            row: [pass_at_k(len(scores), sum(score >= success - 1e-9 for score in scores), k)]
+            for row, scores in by_row.items()
             if len(scores) >= k
-        ]
+        }
         if chances:
-            metrics[f"pass_at_{k}"] = mean(chances)
+            metrics[f"pass_at_{k}"] = row_mean(chances, weights)
     for name, status in (
         ("n_failed", RolloutStatus.FAILED),
         ("n_reward_errors", RolloutStatus.REWARD_ERROR),
         ("n_infra_errors", RolloutStatus.INFRA_ERROR),
     ):
         metrics[name] = sum(rollout.status is status for rollout in rollouts)
+    for name in sorted({name for rollout in rollouts for name in rollout.metrics}):
+        metrics |= _with_interval(f"metric.{name}", _metric_by_row(rollouts, name), weights, seed)
     for tag in sorted({tag for rollout in rollouts for tag in rollout.tags}):
         tagged = scores_by_row([rollout for rollout in rollouts if tag in rollout.tags])
         if tagged:
-            metrics[f"tag.{tag}.reward"] = mean([mean(scores) for scores in tagged.values()])
+            metrics[f"tag.{tag}.reward"] = row_mean(tagged, weights)
             metrics[f"tag.{tag}.n"] = len(tagged)
     return metrics
+
+
+def _with_interval(name: str, by_row: Mapping[str, list[float]], weights: Weights, seed: int) -> dict[str, float]:
+    values = [mean(scores) for scores in by_row.values()]
+    low, high = bootstrap_interval(values, seed, weights=weights_of(by_row, weights))
+    return {name: row_mean(by_row, weights), f"{name}_low": low, f"{name}_high": high}
+
+
+def _metric_by_row(rollouts: Sequence[Rollout], name: str) -> dict[str, list[float]]:
+    by_row: dict[str, list[float]] = {}
+    for rollout in rollouts:
+        if name in rollout.metrics:
+            by_row.setdefault(rollout.task_id, []).append(rollout.metrics[name])
+    return by_row
 
 
 def _decide(ctx: StageContext, checks: Sequence[Check], result: StageResult) -> None:
