@@ -50,6 +50,22 @@ class ProposalsConfig(Config):
     per_parent: int = Field(default=1, ge=1)
 
 
+class BeamConfig(Config):
+    """`textual_gradient_beam`: how wide the search is, and on how many rows the halving begins."""
+
+    width: int = Field(default=2, ge=1, description="Prompts improved in a round: the best of those scored on val")
+    branch: int = Field(default=3, ge=1, description="Proposals for each of them")
+    batch: int = Field(default=8, ge=1, description="Training rows of the first comparison; each halving doubles them")
+
+
+class DemosConfig(Config):
+    """Examples of good answers at the end of a prompt, taken from rollouts on train that passed."""
+
+    max: int = Field(default=0, ge=0, description="Examples in a prompt; 0: none, or 4 with bootstrap_fewshot")
+    sets: int = Field(default=16, ge=1, description="bootstrap_fewshot: sets of examples drawn and compared")
+    source: Literal["passing_traces"] = "passing_traces"
+
+
 class GuardsConfig(Config):
     """What a proposed prompt must satisfy before a rollout is spent on it."""
 
@@ -103,7 +119,7 @@ class ApoConfig(StageConfig):
     """Automatic prompt optimisation: rewrite prompts from failures, keep what is shown to be better."""
 
     type: Literal["apo"] = "apo"
-    algorithm: Literal["reflective"] = "reflective"
+    algorithm: Literal["reflective", "textual_gradient_beam"] = "reflective"
     optimize: list[str] = Field(default=[], description="Names in agent.prompts; empty: all of them, together")
     component_selector: Literal["all", "round_robin"] = "all"
     coach: str = Field(default="coach", description="A role in `models`")
@@ -115,6 +131,8 @@ class ApoConfig(StageConfig):
     acceptance: AcceptanceConfig = AcceptanceConfig()
     parent: ParentConfig = ParentConfig()
     proposals: ProposalsConfig = ProposalsConfig()
+    beam: BeamConfig = BeamConfig()
+    demos: DemosConfig = DemosConfig()
     guards: GuardsConfig = GuardsConfig()
     confirm: ConfirmConfig = ConfirmConfig()
     budget: ApoBudget = ApoBudget()
@@ -145,8 +163,13 @@ class ApoConfig(StageConfig):
 
     def least_search(self, train_rows: int, val_rows: int) -> int:
         """Rollouts of the smallest search: the seed on val, one proposal against its parent, and that on val."""
-        batch = min(self.acceptance.batch, train_rows)
+        first = self.beam.batch if self.algorithm == "textual_gradient_beam" else self.acceptance.batch
+        batch = min(first, train_rows)
         return 2 * self.samples * (val_rows - self.sealed_rows(val_rows) + batch)
+
+    def least_coach_calls(self) -> int:
+        """Coach calls of the smallest search."""
+        return 2 if self.algorithm == "textual_gradient_beam" else 1
 
     def report_split(self, rows: Mapping[str, int]) -> str:
         """The split of the final comparison, '' for none."""
@@ -179,6 +202,11 @@ def forecast(config: ApoConfig, recipe: Recipe, rows: Mapping[str, int]) -> Fore
             errors.append(
                 f"budget.max_rollouts={limit} is too small to do anything: the seed on {config.val}, one proposal and "
                 f"its confirmation need {search + after} rollouts ({search} to search, {after} to confirm and report)"
+            )
+        most, least = config.budget.max_coach_calls, config.least_coach_calls()
+        if most is not None and most < least:
+            errors.append(
+                f"budget.max_coach_calls={most} is too small to do anything: one proposal takes {least} calls"
             )
         if config.confirm.mode == "corrected" and 0.5**val > config.confirm.alpha:
             errors.append(f"{val} rows in {config.val!r} can never confirm a winner at alpha={config.confirm.alpha:g}")

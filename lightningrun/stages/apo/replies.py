@@ -64,6 +64,11 @@ def parse_reply(reply: str, current: Mapping[str, str], *, cut_off: bool = False
     return texts
 
 
+def refused(reply: str) -> bool:
+    """Whether an answer declines to do what was asked, or says nothing at all."""
+    return not reply.strip() or _REFUSAL.match(reply.strip()) is not None
+
+
 def _marked(reply: str, names: Sequence[str], cut_off: bool, current: str) -> dict[str, str]:
     whole = _from_json(reply, names)
     if whole:

@@ -8,13 +8,13 @@ evaluated together and decided in the order of its proposals, whatever came back
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from lightningrun.errors import BudgetReached
 from lightningrun.stages.apo.attempts import Attempt, failures
 from lightningrun.stages.apo.candidates import Candidate, better
-from lightningrun.stages.apo.coach import Coach
+from lightningrun.stages.apo.coach import Coach, Proposal
 from lightningrun.stages.apo.config import ApoConfig
 from lightningrun.stages.apo.evaluation import Evaluation, Job, jobs_for
 from lightningrun.stages.apo.guards import Guards
@@ -106,6 +106,21 @@ class Search(ABC):
             self.setting.log.clock_stopped(self.proposals)
             return "budget.timeout_s is over"
         return ""
+
+    def admit(self, attempt: Attempt, answer: Proposal, quotable: Collection[str] = ()) -> None:
+        """Make a candidate of what was written if it is fit for rollouts; else ``attempt.reason`` says why not.
+
+        ``quotable``: see ``Guards.objection``.
+        """
+        prompts = {**attempt.parent.prompts, **answer.texts}
+        twin = self.guards.duplicate_of(prompts)
+        attempt.reason = answer.problem or self.guards.objection(prompts, answer.texts, quotable)
+        if not attempt.reason and twin is not None:
+            attempt.verdict, attempt.reason = "duplicate", f"the same as candidate {twin}"
+        if not attempt.reason:
+            attempt.texts, attempt.written = {**attempt.texts, **answer.texts}, True
+            self.guards.remember(prompts, attempt.index)
+            attempt.child = Candidate(attempt.index, prompts, (attempt.parent.id,))
 
     async def score(self, accepted: Sequence[Attempt]) -> None:
         """Score what was accepted on all of val, together."""

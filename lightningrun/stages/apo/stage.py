@@ -28,7 +28,10 @@ from lightningrun.stages.rollout_file import write_rollouts
 from lightningrun.stages.statistics import bootstrap_interval, mean
 from lightningrun.types import Artifact, ArtifactKind, Json, Rollout, StageResult, Task
 
-ALGORITHMS = {"reflective": "reflective:Reflective"}
+ALGORITHMS = {
+    "reflective": "reflective:Reflective",
+    "textual_gradient_beam": "textual_gradient:TextualGradientBeam",
+}
 """``algorithm`` -> the room's class, imported only when it is used."""
 
 
