@@ -119,8 +119,8 @@ class Lineage:
     def tree(self) -> list[tuple[Step, ...]]:
         """The lines of descent from each root, children in order of ids.
 
-        A line goes on with the child on the path, else with the one that has most descendants, so that even a search
-        of hundreds is only a few levels deep; what led no further is folded under its parent.
+        The path is one line and ends at the winner; any other line goes on with the child that has most descendants,
+        so that even a search of hundreds is only a few levels deep. What led no further is folded under its parent.
         """
         children: dict[int | None, list[Node]] = {}
         for node in self.nodes.values():
@@ -142,7 +142,8 @@ class Lineage:
                 )
                 ids = {child.id for child in folded}
                 grown = [child for child in born if child.id not in ids]
-                after = max(grown, key=lambda child: (child.on_path, size[child.id], -child.id), default=None)
+                ahead = grown if node.id != (self.path or (None,))[-1] else []
+                after = max(ahead, key=lambda child: (child.on_path, size[child.id], -child.id), default=None)
                 steps.append(Step(node, folded, tuple(line(child) for child in grown if child is not after)))
             return tuple(steps)
 
@@ -166,11 +167,16 @@ class Lineage:
         }
 
 
-def gist(text: str, most: int) -> str:
-    """The first point that a text makes, on one line: its first list item, else its beginning."""
+def points(text: str) -> list[str]:
+    """What a text says, each on one line: its list items, else all of it."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    points = [line.lstrip("-*• ") for line in lines if line[:2] in ("- ", "* ", "• ")]
-    first = points[0] if points else " ".join(lines)
+    items = [line[2:].strip() for line in lines if line[:2] in ("- ", "* ", "• ")]
+    return items or [" ".join(lines)] * bool(lines)
+
+
+def gist(text: str, most: int) -> str:
+    """The first point that a text makes, in at most so many characters."""
+    first = next(iter(points(text)), "")
     return first if len(first) <= most else f"{first[: most - 1].rstrip()}…"
 
 

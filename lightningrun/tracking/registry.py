@@ -34,11 +34,23 @@ class Registry:
         self._versions.setdefault((name, text), None)
 
     def register(self, name: str, text: str, label: str, facts: Mapping[str, str]) -> int | None:
-        """The version of this text, made if it is new in the registry; None if MLflow refuses it."""
-        found = self._versions.get((name, text))
+        """The version of this text, made if it is new in the registry; None if MLflow refuses it.
+
+        ``facts`` become tags, on a version that is there already too: they tell of the run that had the text last.
+        """
+        found = self.version(name, text)
+        tags = {"lightningrun.label": label, "lightningrun.run_id": self._run, **facts}
         if found is None:
-            found = self._ask(self._find, name, text) or self._ask(self._new, name, text, label, facts)
-            self._versions[(name, text)] = found
+            self._versions[(name, text)] = found = self._ask(self._new, name, text, label, tags)
+        elif facts:
+            for key, value in tags.items():
+                self._ask(self._client.set_prompt_version_tag, self.full_name(name), str(found), key, value)
+        return found
+
+    def version(self, name: str, text: str) -> int | None:
+        """The version of a text, None if it is not in the registry."""
+        found = self._versions.get((name, text)) or self._ask(self._find, name, text)
+        self._versions[(name, text)] = found
         return found
 
     def linked(self, prompts: str) -> list[dict[str, str]]:
@@ -46,19 +58,13 @@ class Registry:
         links = []
         for name, text in (self._sets.get(prompts) or {}).items():
             if (name, text) in self._versions:
-                version = self._versions[(name, text)] or self._ask(self._find, name, text)
-                self._versions[(name, text)] = version
+                version = self.version(name, text)
                 if version is not None:
                     links.append({"name": self.full_name(name), "version": str(version)})
         return links
 
-    def _new(self, name: str, text: str, label: str, facts: Mapping[str, str]) -> int:
-        tags = {
-            "lightningrun.digest": digest(text),
-            "lightningrun.label": label,
-            "lightningrun.run_id": self._run,
-            **facts,
-        }
+    def _new(self, name: str, text: str, label: str, tags: Mapping[str, str]) -> int:
+        tags = {"lightningrun.digest": digest(text), **tags}
         words = f"{label} prompt of {self._recipe}, run {self._run}"
         return int(self._client.register_prompt(self.full_name(name), text, words, tags).version)
 

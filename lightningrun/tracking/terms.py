@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from lightningrun.tracking.lineage import Lineage, Node
 from lightningrun.tracking.summary import RunSummary
 
 
@@ -39,6 +41,39 @@ def note(summary: RunSummary) -> str:
         f"Cost ${summary.totals.usd:.4f}, {summary.totals.llm_calls} LLM calls, run {summary.run}",
     ]
     return "\n\n".join(lines)
+
+
+def candidates_table(search: Lineage) -> str:
+    """A search's candidates as a table artifact, in the form that ``mlflow.log_table`` writes.
+
+    That call itself appends to a table that is there, so that a repeat would double every row.
+    """
+    rows = [_candidate_row(node) for node in search.nodes.values()]
+    data = [list(row.values()) for row in rows]
+    return json.dumps({"columns": list(rows[0]) if rows else [], "data": data}, ensure_ascii=False)
+
+
+def _candidate_row(node: Node) -> dict[str, Any]:
+    return {
+        "id": node.id,
+        "outcome": node.outcome,
+        "parents": ", ".join(map(str, node.parents)),
+        "on_path": node.on_path,
+        "val": node.val,
+        "gain": node.gain,
+        "better": len(node.better),
+        "worse": len(node.worse),
+        "batch_before": node.acceptance.get("before"),
+        "batch_after": node.acceptance.get("after"),
+        "rollouts": node.took.get("rollouts"),
+        "usd": node.took.get("usd"),
+        "prompt_tokens": node.prompt_tokens,
+        "components": ", ".join(node.components),
+        "way": node.way,
+        "reason": node.reason,
+        "critique": node.critique,
+        "diff": "\n".join(node.changes.values()),
+    }
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -4,7 +4,10 @@
     stage_started  -> child run ``<ordinal>-<stage>``; a resumed stage is a fresh child, the old one is KILLED
     metric         -> ``log_batch`` with steps on the child
     rollout        -> trace under the child (all of an evaluation; of a search a sample and every failure)
-    prompt         -> version in the registry, found again by its digest; alias ``best-<run>`` on what was shipped
+    prompt         -> version in the registry, found again by its digest, tagged with its candidate, score and the
+                      versions it came from; alias ``best-<run>`` on what was shipped
+    stage_finished -> metrics and cost; of a search also its lineage (page, JSON) and a table of candidates
+    stage_reused   -> a child run with the story that was kept with the outputs
     run_finished   -> ``final/*`` metrics, a note with the headline, the status
     (end)          -> files of the run as artifacts
 
@@ -29,13 +32,17 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from lightningrun.files import digest
+from lightningrun.tracking.lineage import lineages
 from lightningrun.tracking.registry import Registry
+from lightningrun.tracking.report import render_lineage
 from lightningrun.tracking.store import preparing, sqlite_file
+from lightningrun.tracking.story import read_story
 from lightningrun.tracking.summary import holder_alive, seed_prompts, summarise
-from lightningrun.tracking.terms import final_metrics, flat, key, note
+from lightningrun.tracking.terms import candidates_table, final_metrics, flat, key, note
 from lightningrun.tracking.trace_queue import TraceQueue
 
 MAX_PARAMS = 20
+CANDIDATES = "candidates.json"
 _ON_PARENT = ("val_reward", "reward")
 _WAIT_AND_RETRY = {401, 403, 408, 429}
 _STATUS = {"succeeded": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
@@ -72,6 +79,7 @@ class Translator:
         self._metrics: dict[str, list[Metric]] = {}
         self._curves: dict[str, tuple[Any, list[tuple[Mapping[str, Any], int, int]]]] = {}
         self._seen_splits: set[tuple[str, str]] = set()
+        self._searches: dict[str, dict[int, Mapping[str, Any]]] = {}
         self._seeds = seed_prompts(run_dir)
 
     @property
@@ -139,6 +147,8 @@ class Translator:
     def _on_stage_reused(self, event: Mapping[str, Any]) -> None:
         self._types[event["stage"]] = event["type"]
         self._child(event, {"lightningrun.reused": event.get("reason") or "true"})
+        for told in read_story(self.run_dir / "stages" / event["stage"] / "outputs"):
+            getattr(self, f"_on_{told['kind']}")({**told, "ts": event["ts"]})
         self._stage_metrics(event)
         self._end_child(event["stage"], "FINISHED")
 
@@ -185,8 +195,24 @@ class Translator:
     def _end_child(self, stage: str, status: str) -> None:
         self._open.discard(stage)
         if self.live and stage in self._children:
+            self._log_search(stage)
             self.flush()
             self._client.set_terminated(self._children[stage], status, self._last_ms)
+
+    def _log_search(self, stage: str) -> None:
+        """A search's lineage, as artifacts of its child run."""
+        run = summarise(self.run_dir) if stage in self._searches else None
+        for search in lineages(run) if run is not None else ():
+            if run is not None and search.stage == stage:
+                files = {
+                    "lineage.html": render_lineage(run, search),
+                    "lineage.json": json.dumps(search.to_json(), ensure_ascii=False, indent=1, default=str),
+                    CANDIDATES: candidates_table(search),
+                }
+                for name, text in files.items():
+                    self._ask(self._client.log_text, self._children[stage], text, name)
+                tables = json.dumps([{"path": CANDIDATES, "type": "table"}])
+                self._ask(self._client.set_tag, self._children[stage], "mlflow.loggedArtifacts", tables)
 
     def _find_runs(self) -> dict[str, Run]:
         query = f"tags.`lightningrun.run_id` = '{self.run}'"
@@ -248,6 +274,7 @@ class Translator:
 
     def _on_candidate(self, event: Mapping[str, Any]) -> None:
         self._registry.remember(event.get("prompts") or {})
+        self._searches.setdefault(event["stage"], {})[event["id"]] = event
         if event.get("val"):
             self._point(event["stage"], {"candidate/val_reward": event["val"]["mean"]}, int(event["id"]))
 
@@ -310,13 +337,12 @@ class Translator:
     # ---------------------------------------------------------------- prompts
 
     def _on_prompt(self, event: Mapping[str, Any]) -> None:
-        if event["label"] not in ("seed", "best"):
-            return
         name, text = event["name"], event["text"]
         self._registry.expect(name, text)
         if not self.live:
             return
-        facts = {f"lightningrun.{k}": str(v) for k, v in (event.get("metrics") or {}).items()}
+        facts = {**(event.get("metrics") or {}), **self._origin(event)}
+        facts = {f"lightningrun.{k}": str(v) for k, v in facts.items()}
         version = self._registry.register(name, text, event["label"], facts)
         if event["label"] != "best" or version is None:
             return
@@ -325,6 +351,22 @@ class Translator:
         full = self._registry.full_name(name)
         self._ask(self._client.set_prompt_alias, full, f"best-{self.hex}", version)
         self._ask(self._client.link_prompt_version_to_run, self.run_id, f"prompts:/{full}/{version}")
+
+    def _origin(self, event: Mapping[str, Any]) -> dict[str, str]:
+        """Which candidate of its search a prompt belongs to, and which versions it came from."""
+        told = self._searches.get(event["stage"], {})
+        origin = told.get(event.get("candidate", -1))
+        if origin is None:
+            return {}
+        parents = [told[id] for id in origin.get("parents") or () if id in told]
+        texts = [(parent.get("prompts") or {}).get(event["name"]) for parent in parents]
+        versions = [self._registry.version(event["name"], text) for text in dict.fromkeys(texts) if text is not None]
+        return {
+            "candidate": str(origin["id"]),
+            "stage": event["stage"],
+            "parents": ", ".join(str(parent["id"]) for parent in parents),
+            "parent_versions": ", ".join(str(version) for version in versions if version is not None),
+        }
 
     # ---------------------------------------------------------------- asking
 

@@ -10,13 +10,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from mlflow.tracking import MlflowClient
 
+from lightningrun.files import read_journal
+from lightningrun.tracking.lineage import lineages
 from lightningrun.tracking.mirror import Mirror, read_state
 from lightningrun.tracking.store import deep_link, default_uri
+from lightningrun.tracking.story import keep_story
 from lightningrun.tracking.summary import holder_alive, summarise
 from lightningrun.tracking.sync import sync
 from tests.tracking.conftest import counts, exporter_pid, query, uri_of, wait_mirrored, wait_until
 from tests.tracking.fake_run import BEST_PROMPT, SEED_PROMPT, FakeRun, whole_run
+from tests.tracking.fake_search import search_run
 
 
 def start(run: Path) -> Mirror:
@@ -109,6 +114,73 @@ def test_sync_again_adds_nothing(runs_dir: Path) -> None:
     state = sync(run, environ={})
     assert counts(runs_dir) == once
     assert not state.error and state.stored == state.emitted and state.complete
+
+
+def version_tags(runs_dir: Path) -> dict[str, dict[str, str]]:
+    """Text of a prompt version -> its tags, by their names without our prefix."""
+    found: dict[int, dict[str, str]] = {}
+    for version, name, value in query(runs_dir, "SELECT version, key, value FROM model_version_tags"):
+        found.setdefault(version, {"version": str(version)})[name.removeprefix("lightningrun.")] = value
+    return {tags["mlflow.prompt.text"]: tags for tags in found.values()}
+
+
+def artifacts(runs_dir: Path, name: str) -> list[Path]:
+    return sorted(path for path in (runs_dir / "artifacts").rglob(name) if path.is_file())
+
+
+def test_a_search_arrives_with_its_lineage_once(runs_dir: Path) -> None:
+    run = search_run(runs_dir, 25)
+    assert sync(run, environ={}).complete
+    (search,) = lineages(summarise(run))
+    (file,) = artifacts(runs_dir, "lineage.json")
+    assert [node["id"] for node in json.loads(file.read_text("utf-8"))["nodes"]] == list(range(25))
+    (page,) = artifacts(runs_dir, "lineage.html")
+    assert f"#{search.path[-1]}" in page.read_text("utf-8")
+    (table,) = artifacts(runs_dir, "candidates.json")
+    child = query(runs_dir, "SELECT run_uuid FROM runs WHERE name = '2-apo'")[0][0]
+    once = MlflowClient(uri_of(runs_dir)).load_table(
+        query(runs_dir, "SELECT experiment_id FROM runs")[0][0], "candidates.json", [child]
+    )
+    assert list(once["id"]) == list(range(25)) and once["outcome"][0] == "seed"
+
+    tags = version_tags(runs_dir)
+    winner = search.nodes[search.path[-1]]
+    best = tags[winner.prompts["system"]]
+    assert (best["label"], best["candidate"], best["val_reward"]) == ("best", str(winner.id), str(winner.val))
+    parents = [search.nodes[id] for id in winner.parents]
+    assert best["parents"] == ", ".join(str(parent.id) for parent in parents)
+    assert best["parent_versions"] == ", ".join(tags[parent.prompts["system"]]["version"] for parent in parents)
+    scored = {node.prompts["system"] for node in search.nodes.values() if node.val is not None}
+    assert scored <= set(tags), "each candidate that was scored is a version"
+
+    before, text = counts(runs_dir), table.read_text("utf-8")
+    (run / "mirror.json").unlink()
+    sync(run, environ={})
+    assert counts(runs_dir) == before and version_tags(runs_dir) == tags
+    assert [path.read_text("utf-8") for path in artifacts(runs_dir, "candidates.json")] == [text]
+
+
+def test_a_reused_search_arrives_with_its_curve_prompts_and_lineage(runs_dir: Path) -> None:
+    first = search_run(runs_dir, 12)
+    fake = FakeRun(runs_dir, "20261122-130000-sql_agent-def456")
+    fake.start()
+    outputs = fake.path / "stages" / "apo" / "outputs"
+    outputs.mkdir(parents=True)
+    keep_story((event for _, event in read_journal(first / "journal.jsonl")), "apo", outputs)
+    reused = {"type": "apo", "ordinal": 2, "key": "a" * 64, "reason": "cached", "metrics": {"best_val": 0.9}}
+    fake.emit("stage_reused", "apo", outputs=[], cost={}, **reused)
+    fake.end()
+    fake.close()
+    sync(fake.path, environ={})
+    best = lineages(summarise(fake.path))[0].nodes
+    assert len(artifacts(runs_dir, "lineage.html")) == 1
+    points = query(runs_dir, "SELECT count(*) FROM metrics WHERE key = 'candidate/val_reward'")[0][0]
+    assert points == sum(node.val is not None for node in best.values())
+    assert query(runs_dir, "SELECT alias FROM registered_model_aliases") == [("best-def456",)]
+    once = counts(runs_dir)
+    (fake.path / "mirror.json").unlink()
+    sync(fake.path, environ={})
+    assert counts(runs_dir) == once
 
 
 def test_kill_of_the_exporter_midway_loses_and_doubles_nothing(
