@@ -14,6 +14,7 @@ from lightningrun.errors import UsageError
 
 if TYPE_CHECKING:
     from lightningrun.runner import Experiment
+    from lightningrun.tracking.summary import RunSummary
 
 UI_PORT = 5000
 """Where `lightningrun ui` serves unless told otherwise."""
@@ -135,3 +136,13 @@ def find_run(reference: str, runs_dir: str) -> Path:
     from lightningrun import runner
 
     return runner.find_run(reference, Path(runs_dir))
+
+
+def open_run(reference: str, runs_dir: str) -> RunSummary:
+    """What happened in a run. Raises UsageError if there is none, or if it ended before it began."""
+    from lightningrun.tracking.summary import summarise
+
+    folder = find_run(reference, runs_dir)
+    if not (folder / "journal.jsonl").is_file():
+        raise UsageError("this run has no journal: it ended before it began", where=str(folder))
+    return summarise(folder)

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from lightningrun.cli import options
+from lightningrun.cli.prompts import print_diff, prompt, prompts_of
 from lightningrun.errors import UsageError
 from lightningrun.tracking.formats import count, duration, interval, number, unified_diff, usd
 
@@ -47,7 +48,7 @@ def runs(last: int, runs_dir: str, as_json: bool) -> None:
 @options.json_option("Everything, as JSON.")
 def show(run: str, runs_dir: str, as_json: bool) -> None:
     """Show what happened in RUN (default: the latest)."""
-    summary = _opened(run, runs_dir)
+    summary = options.open_run(run, runs_dir)
     if as_json:
         click.echo(json.dumps(summary.to_json(), indent=1, ensure_ascii=False, default=str))
     else:
@@ -65,7 +66,7 @@ def logs(run: str, stage: str | None, runs_dir: str) -> None:
     from lightningrun.cli.progress import describe
     from lightningrun.files import read_journal
 
-    folder = _opened(run, runs_dir).path
+    folder = options.open_run(run, runs_dir).path
     stages = sorted(path.name for path in (folder / "stages").glob("*"))
     if stage is not None and stage not in stages:
         close = difflib.get_close_matches(stage, stages, n=1)
@@ -88,16 +89,16 @@ def logs(run: str, stage: str | None, runs_dir: str) -> None:
 @options.runs_dir_option
 def diff(a: str, b: str, runs_dir: str) -> None:
     """Compare runs A and B: their resolved recipes, the prompts they ended with, and their metrics."""
-    one, two = _opened(a, runs_dir), _opened(b, runs_dir)
+    one, two = options.open_run(a, runs_dir), options.open_run(b, runs_dir)
     click.secho("recipe", bold=True)
     _print_changes(_settings(one), _settings(two))
     click.secho("prompts", bold=True)
-    before, after = _prompts(one)[0], _prompts(two)[0]
+    before, after = prompts_of(one)[0], prompts_of(two)[0]
     if before == after:
         click.echo("  the same")
     for name in [*before, *(name for name in after if name not in before)]:
         texts = before.get(name, ""), after.get(name, "")
-        _print_diff(unified_diff(*texts, f"{one.run}/{name}", f"{two.run}/{name}"), indent="  ")
+        print_diff(unified_diff(*texts, f"{one.run}/{name}", f"{two.run}/{name}"), indent="  ")
     click.secho("metrics", bold=True)
     _print_changes(_metrics(one), _metrics(two))
 
@@ -110,7 +111,7 @@ def diff(a: str, b: str, runs_dir: str) -> None:
 @options.runs_dir_option
 def compare(references: tuple[str, ...], style: str, runs_dir: str) -> None:
     """Compare two or more runs: scores with intervals, spending, and where their recipes differ."""
-    found = [_opened(reference, runs_dir) for reference in references]
+    found = [options.open_run(reference, runs_dir) for reference in references]
     if len(found) < 2:
         raise UsageError("compare needs two runs or more", hint="`lightningrun runs` lists them")
     varying = _varying(found)
@@ -130,33 +131,6 @@ def compare(references: tuple[str, ...], style: str, runs_dir: str) -> None:
         click.echo(_markdown(rows) if style == "md" else _html(rows))
 
 
-@click.command("prompt", short_help="Print the best prompt of a run.")
-@options.latest_run_argument
-@click.option("--name", help="Which prompt, when there are several.")
-@click.option("--diff", "as_diff", is_flag=True, help="As a diff from the prompt that the run began with.")
-@options.runs_dir_option
-@options.json_option("All prompts, by name.")
-def prompt(run: str, name: str | None, as_diff: bool, runs_dir: str, as_json: bool) -> None:
-    """Print the prompt that RUN (default: the latest) ended with: its text and nothing else."""
-    summary = _opened(run, runs_dir)
-    best, seed, note = _prompts(summary)
-    if name is not None:
-        if name not in best:
-            raise UsageError(f"no prompt {name!r} in {summary.run}", hint=f"there is {', '.join(best) or 'none'}")
-        best = {name: best[name]}
-    if note:
-        click.echo(note, err=True)
-    if as_json:
-        click.echo(json.dumps(best, indent=1, ensure_ascii=False))
-    elif as_diff:
-        for key, text in best.items():
-            _print_diff(unified_diff(seed.get(key, ""), text, f"{key} (before)", f"{key} (after)"))
-    elif len(best) != 1:
-        raise UsageError(f"{summary.run} has {len(best)} prompts", hint=f"--name one of {', '.join(best)}, or --json")
-    else:
-        click.echo(next(iter(best.values())).rstrip("\n"))
-
-
 @click.command("export", short_help="Print a recipe that reproduces a run.")
 @options.latest_run_argument
 @options.output_option
@@ -165,18 +139,9 @@ def export(run: str, output: IO[str], runs_dir: str) -> None:
     """Print one self-contained recipe that reproduces RUN: everything resolved, prompts inlined."""
     from lightningrun.tracking.summary import read_json
 
-    folder = _opened(run, runs_dir).path
+    folder = options.open_run(run, runs_dir).path
     cwd = read_json(folder / "lock.json").get("cwd", "the folder of its agent")
     output.write(f"# reproduces {folder.name}; run it from {cwd}\n{_read_resolved(folder)}")
-
-
-def _opened(reference: str, runs_dir: str) -> RunSummary:
-    from lightningrun.tracking.summary import summarise
-
-    folder = options.find_run(reference, runs_dir)
-    if not (folder / "journal.jsonl").is_file():
-        raise UsageError("this run has no journal: it ended before it began", where=str(folder))
-    return summarise(folder)
 
 
 def _read_resolved(folder: Path) -> str:
@@ -191,21 +156,6 @@ def _settings(run: RunSummary) -> dict[str, Any]:
     import yaml
 
     return dict(_flatten(yaml.safe_load(_read_resolved(run.path)) or {}))
-
-
-def _prompts(run: RunSummary) -> tuple[dict[str, str], dict[str, str], str]:
-    """(prompts that ship, prompts at the start, a note if the search's winner was not promoted)."""
-    from lightningrun.tracking.summary import seed_prompts
-
-    seed = seed_prompts(run.path)
-    best = dict(seed)
-    for stage in run.stages:
-        for artifact in stage.outputs.values():
-            if artifact["kind"] == "prompts":
-                best.update(artifact["value"] or {})
-    kept = [change.name for change in run.prompts if not change.promoted and change.best != change.seed]
-    note = f"note: the search's {', '.join(kept)} did not win beyond chance; this is the prompt it began with"
-    return best, seed, note if kept else ""
 
 
 def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -241,12 +191,6 @@ def _print_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
 
 def _metrics(run: RunSummary) -> dict[str, Any]:
     return {f"{stage.id}.{name}": value for stage in run.stages for name, value in stage.metrics.items()}
-
-
-def _print_diff(diff: str, indent: str = "") -> None:
-    colors = {"+": "green", "-": "red", "@": "cyan"}
-    for line in diff.splitlines():
-        click.secho(f"{indent}{line}", fg=colors.get(line[:1]))
 
 
 def _row(run: RunSummary, *columns: str) -> dict[str, str]:

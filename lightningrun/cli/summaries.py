@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from lightningrun.tracking.comparison import Headline
+    from lightningrun.tracking.lineage import Lineage
     from lightningrun.tracking.mirror import MirrorState
     from lightningrun.tracking.summary import PromptChange, RunSummary, StageSummary
 
@@ -41,12 +44,19 @@ def grid(*headings: str, right: Sequence[str] = (), fold: str = "") -> Table:
     return table
 
 
+def width() -> int:
+    """Columns to fill: the terminal's, ``COLUMNS`` where that is set, full width in a file or a pipe."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isdigit() and int(given) > 0:
+        return int(given)
+    return min(shutil.get_terminal_size().columns, MAX_WIDTH) if sys.stdout.isatty() else MAX_WIDTH
+
+
 def show(*sections: RenderableType) -> None:
-    """Print sections with an empty line between them. A file or a pipe gets full width and no colours."""
+    """Print sections with an empty line between them; colours on a terminal only."""
     from rich.console import Console
 
-    out = Console(highlight=False, markup=False, emoji=False)
-    out.width = min(out.width, MAX_WIDTH) if sys.stdout.isatty() else MAX_WIDTH
+    out = Console(highlight=False, markup=False, emoji=False, width=width())
     with out.capture() as captured:
         for index, section in enumerate(sections):
             if index:
@@ -59,12 +69,15 @@ def show(*sections: RenderableType) -> None:
 
 def show_run(run: RunSummary, mirror: MirrorState | None = None) -> None:
     """Everything that a person wants to know of a run, on one screen."""
+    from lightningrun.tracking.lineage import lineages
+
     tables = [_tags(run), _costs(run)]
     show(
         _title(run),
         *([_headline(run.headline)] if run.headline is not None else []),
         _stages(run),
         *map(_prompt, run.prompts),
+        *(_search(search) for search in lineages(run) if search.verdict),
         *(table for table in tables if table.row_count),
         _paths(run, mirror),
     )
@@ -145,6 +158,13 @@ def _prompt(change: PromptChange) -> RenderableType:
     return Group(title, *(Padding(line, (0, 0, 0, 2)) for line in lines))
 
 
+def _search(search: Lineage) -> RenderableType:
+    from rich.text import Text
+
+    text = Text.assemble((f"{search.stage} ", "bold"), search.verdict)
+    return text.append(f"\n{search.noise}", "dim") if search.noise else text
+
+
 def _tags(run: RunSummary) -> Table:
     compared = bool(run.headline and run.headline.baseline_stage)
     numbers = ("rows", "baseline", "final", "gain") if compared else ("rows", "reward")
@@ -192,6 +212,8 @@ def _next(run: RunSummary) -> Table:
     where = "" if runs_dir == Path("runs").absolute() else f" --runs-dir {shorten(runs_dir)}"
     ended = [("resume", "go on where it stopped"), ("logs", "what happened")]
     done = [("prompt", "the best prompt's text, alone"), ("ui", "MLflow: curves, traces, prompt versions")]
+    if run.candidates:
+        done.insert(1, ("prompt --history", "how it was found, step by step"))
     table = grid("", "", "")
     for index, (command, words) in enumerate(done if run.status == "succeeded" else ended):
         whole = f"lightningrun {command}{'' if command == 'ui' else which}{where}"

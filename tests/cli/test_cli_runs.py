@@ -33,7 +33,8 @@ def test_the_summary_tells_the_story(cli: Cli, finished: Path) -> None:
     assert re.search(r"^billing +3 ", text, re.M), "a row for each tag"
     assert re.search(r"^coach +\d+ ", text, re.M), "a row for each role"
     assert f"runs/{run_id(finished)}/report.html" in text
-    assert "lightningrun prompt" in text and "lightningrun ui" in text
+    assert "lightningrun prompt" in text and "lightningrun prompt --history" in text and "lightningrun ui" in text
+    assert re.search(r"^apo confirmed: p=.*gain on val", text, re.M)
 
 
 def test_show_json_has_stages_with_status_metrics_outputs_and_cost(cli: Cli, finished: Path) -> None:
@@ -55,6 +56,44 @@ def test_prompt_prints_the_text_and_nothing_else(cli: Cli, finished: Path) -> No
     assert "\n+" in cli("prompt", "--diff", cwd=finished).stdout
     wrong = cli("prompt", "--name", "sytem", cwd=finished)
     assert wrong.returncode == 2 and "there is system" in wrong.stderr
+
+
+def test_how_a_prompt_was_found_is_told_step_by_step(cli: Cli, finished: Path) -> None:
+    done = cli("prompt", "--history", cwd=finished)
+    assert done.returncode == 0 and "\x1b[" not in done.stdout, "plain when piped"
+    steps = re.findall(r"^(.) #(\d+) (.+?)  val (\d\.\d{3})", done.stdout, re.M)
+    assert steps[0][0] == "◆" and steps[-1][0] == "★"
+    assert float(steps[0][3]) < float(steps[-1][3])
+    assert re.search(r"^confirmed: p=\S+ <= \S+, gain on val \+\d", done.stdout, re.M)
+    assert re.search(r"^  \+.*label", done.stdout, re.M), "what it changed"
+    assert re.search(r"^  • ", done.stdout, re.M), "what the coach saw"
+    path = json.loads(cli("prompt", "--history", "--json", cwd=finished).stdout)
+    assert [str(step["id"]) for step in path["steps"]] == [step[1] for step in steps]
+
+
+def test_the_tree_has_every_candidate_and_one_of_them_has_everything(cli: Cli, finished: Path) -> None:
+    whole = json.loads(cli("prompt", "--tree", "--json", cwd=finished).stdout)
+    tree = cli("prompt", "latest", "--tree", cwd=finished).stdout
+    ids: set[int] = set()
+    for first, last in re.findall(r"#(\d+)(?:-#(\d+))?", tree.split("\n\n", 1)[1]):
+        ids |= set(range(int(first), int(last or first) + 1))
+    assert ids == {node["id"] for node in whole["nodes"]}
+    winner = whole["path"][-1]
+    one = cli("prompt", "--candidate", str(winner), cwd=finished).stdout
+    assert "the coach's critique" in one and f"changed from #{whole['path'][-2]}" in one and "prompt 'system'" in one
+    assert json.loads(cli("prompt", "--candidate", str(winner), "--json", cwd=finished).stdout)["outcome"] == "winner"
+    assert "no candidate 9999" in cli("prompt", "--candidate", "9999", cwd=finished).stderr
+    wrong = cli("prompt", "--tree", "--diff", cwd=finished)
+    assert wrong.returncode == 2 and "stand alone" in wrong.stderr
+    assert "there is apo" in cli("prompt", "--tree", "--stage", "final", cwd=finished).stderr
+
+
+def test_piped_output_keeps_to_the_columns_asked_for(cli: Cli, finished: Path) -> None:
+    for columns in (60, 140):
+        shown = cli("prompt", "--history", cwd=finished, COLUMNS=str(columns)).stdout
+        assert max(map(len, shown.splitlines())) <= columns
+    narrow, wide = (len(cli("show", cwd=finished, COLUMNS=n).stdout.splitlines()) for n in ("60", "140"))
+    assert narrow > wide
 
 
 def test_a_run_is_found_by_latest_id_beginning_and_folder(cli: Cli, finished: Path) -> None:
