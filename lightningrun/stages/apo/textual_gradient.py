@@ -2,9 +2,7 @@
 
 ProTeGi (Pryzant et al., 2023) in its outline, as in Agent Lightning's APO: a proposal takes two calls, one that says
 what is wrong with a prompt (its "gradient") and one that rewrites the prompt by it. Candidates are chosen by
-successive halving, one of the bandits that ProTeGi discusses. What differs was measured or is owed to honesty: an edit
-applies the critiques of several batches at once, and the halving is done on growing samples of training rows, so that
-val is read only by those scored on all of it and the confirmation knows how often luck was given a chance.
+successive halving. What differs was measured: an edit applies the critiques of several batches at once.
 """
 
 from __future__ import annotations
@@ -17,15 +15,13 @@ from typing import Any
 from lightningrun.stages.apo.attempts import Attempt, choose_failures
 from lightningrun.stages.apo.candidates import Candidate
 from lightningrun.stages.apo.coach import Proposal, answer_form, shown_prompts
-from lightningrun.stages.apo.evaluation import means
+from lightningrun.stages.apo.halving import Halving
 from lightningrun.stages.apo.replies import refused
-from lightningrun.stages.apo.search import Search, Setting
+from lightningrun.stages.apo.search import Setting
 from lightningrun.stages.apo.traces import neutralised, shortened
 from lightningrun.types import Task
 
 CALLS_A_PROPOSAL = 2
-HALVED_TO = 2
-"""Halving ends with so many children. The better of them is scored on val: a second one's rows buy more elsewhere."""
 MAX_CRITIQUE_TOKENS = 600
 
 _CRITIQUE = """\
@@ -46,23 +42,27 @@ have seen it fail. Write {new} that does what the critiques ask for.
 - Where critiques contradict each other, follow what more of them support."""
 
 
-class TextualGradientBeam(Search):
-    """One search. ``run`` once."""
+class TextualGradientBeam(Halving):
+    """One search. ``run`` once. A round's second-best child is not scored on val: its rows buy more elsewhere."""
+
+    UNTIL = 2
+    FINALISTS = 1
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self._rounds = 0
-        self._unscored: list[Attempt] = []
 
     async def generation(self) -> str:
         """One round: critique and edit the beam's prompts, halve the children, score the best one on val."""
         rows = self._rows()
         plan = self._plan(rows)
         if not plan:
-            await self._score_the_rest()
+            await self.score_the_rest()
+            if self.coach.calls_left < CALLS_A_PROPOSAL:
+                return "budget.max_coach_calls: what is left does not pay for another proposal"
             return "budget.max_rollouts: what is left does not pay for another round and its best on val"
         self._rounds += 1
-        await self.evaluation.run(job for parent in set_of(plan) for job in self.jobs(parent, rows[: self._first]))
+        await self.evaluation.run(job for parent in set_of(plan) for job in self.jobs(parent, rows[: self.first]))
         failing = [parent for parent in plan if self.failures(parent)]
         if not failing:
             unknown = self.evaluation.missing(job for parent in plan for job in self.jobs(parent, rows))
@@ -72,15 +72,14 @@ class TextualGradientBeam(Search):
         self.proposals += len(attempts)
         await self._criticise(attempts)
         await self._edit([one for one in attempts if not one.reason])
-        await self._halve([one for one in attempts if one.child], rows)
+        await self.halve([one for one in attempts if one.child], rows)
         for attempt in attempts:
             self.settle(attempt)
-        self._unscored += [one for one in attempts if one.child and one.verdict == "rejected" and gain(one) > -1e-9]
         self.log_curve()
         return ""
 
     @property
-    def _first(self) -> int:
+    def first(self) -> int:
         return min(self.config.beam.batch, len(self.setting.train))
 
     def _rows(self) -> list[Task]:
@@ -94,29 +93,9 @@ class TextualGradientBeam(Search):
         wanted = [parent for _ in range(self.config.beam.branch) for parent in beam]
         affordable = int(min(len(wanted), self.coach.calls_left // CALLS_A_PROPOSAL))
         for count in range(affordable, 0, -1):
-            if self._worst_cost(wanted[:count], rows) <= self.evaluation.budget.free:
+            if self.worst_cost(wanted[:count], rows) <= self.evaluation.budget.free:
                 return sorted(wanted[:count], key=beam.index)
         return []
-
-    def _worst_cost(self, plan: Sequence[Candidate], rows: Sequence[Task]) -> int:
-        """Rollouts of a round whose best child is scored on val."""
-        sizes = self._stages(len(plan))
-        last = sizes[-1][1]
-        parents = sum(len(self.evaluation.missing(self.jobs(parent, rows[:last]))) for parent in set_of(plan))
-        before, children = 0, 0
-        for alive, size in sizes:
-            children += alive * (size - before)
-            before = size
-        return parents + (children + len(self.setting.val)) * self.config.samples
-
-    def _stages(self, children: int) -> list[tuple[int, int]]:
-        """(children alive, rows that each has had then) of the halving."""
-        size, stages = self._first, [(children, self._first)]
-        while children > HALVED_TO and size < len(self.setting.train):
-            children = max(HALVED_TO, -(-children // 2))
-            size = min(2 * size, len(self.setting.train))
-            stages.append((children, size))
-        return stages
 
     def _attempt(self, index: int, parent: Candidate) -> Attempt:
         rng = random.Random(f"{self.setting.seed}/proposal/{index}")
@@ -151,50 +130,6 @@ class TextualGradientBeam(Search):
         for one, answer in zip(attempts, await all_of(questions), strict=True):
             one.answers.append(answer)
             self.admit(one, answer)
-
-    async def _halve(self, alive: Sequence[Attempt], rows: Sequence[Task]) -> None:
-        """Compare children on more and more rows, dropping the worse half; score the best if it beats its parent.
-
-        Children that were as good as their parents and yet not scored are remembered for the end of the budget.
-        """
-        for places, size in self._stages(len(alive)) if alive else ():
-            alive = alive[:places]
-            await self._compare(alive, rows[:size])
-            alive = sorted(alive, key=lambda one: (-one.acceptance["after"], one.index))
-            for rank, one in enumerate(alive, 1):
-                one.reason += f", no. {rank} of {len(alive)}"
-        least = 1e-9 if self.config.acceptance.rule == "strict_improvement" else -1e-9
-        passed = [one for one in alive[:1] if one.acceptance["n"] and gain(one) > least]
-        for one in passed:
-            one.verdict = "accepted"
-        await self.score(passed)
-
-    async def _compare(self, attempts: Sequence[Attempt], rows: Sequence[Task]) -> None:
-        """Children and their parents on the same rows."""
-        await self.evaluation.run(
-            job for one in attempts for who in (one.parent, self.child(one)) for job in self.jobs(who, rows)
-        )
-        for one in attempts:
-            scores = [self.evaluation.scores(self.jobs(who, rows)) for who in (one.parent, self.child(one))]
-            before, after, count = means(*scores)
-            one.acceptance = {"before": before, "after": after, "n": count}
-            one.verdict, one.reason = "rejected", f"{before:.3f} -> {after:.3f} on {count} training rows"
-
-    async def _score_the_rest(self) -> None:
-        """Spend what pays for no further round on children that did well and were not scored, the best first."""
-        cost = len(self.setting.val) * self.config.samples
-        self._unscored.sort(key=lambda one: (one.acceptance["n"], gain(one), one.index))
-        while self._unscored and self.best.val_mean < self.goal and cost <= self.evaluation.budget.free:
-            attempt = self._unscored.pop()
-            attempt.verdict, attempt.reason = "accepted", f"{attempt.reason}; scored with what was left of the budget"
-            await self.score([attempt])
-            self.settle(attempt)
-            self.log_curve()
-
-
-def gain(attempt: Attempt) -> float:
-    """How much better the child was than its parent, on the rows that both had last."""
-    return attempt.acceptance["after"] - attempt.acceptance["before"]
 
 
 def set_of(plan: Sequence[Candidate]) -> list[Candidate]:
