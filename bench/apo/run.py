@@ -1,0 +1,249 @@
+"""Prompt optimisers side by side on simulated worlds, by true accuracy: what ``make bench-apo`` runs.
+
+    python bench/apo/run.py [--worlds 100:108] [--families additive,...] [--contestants ours,gepa-tuned,...] [--jobs 2]
+
+Every finished measurement is a line of ``--out``, so that an interrupted benchmark goes on where it was; a line made
+with other code or settings is measured anew. docs/bench-apo.md says what is measured and how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import lightningrun
+import ours
+import worlds
+from contestants import BUDGETS, Contestant, contestant
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE.parent / "results"
+WORLDS_A_PROCESS = 4
+"""Peers take seconds to import, so that one process optimises several worlds."""
+
+Key = tuple[str, str, int, int]
+"""Contestant, family, world, budget."""
+
+
+class Measured:
+    """The lines of a results file that are true of the present code, by key."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self.lines: dict[Key, dict[str, Any]] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for line in path.read_text().splitlines() if path.exists() else ():
+            with contextlib.suppress(ValueError):
+                one = json.loads(line)
+                self.lines[one["contestant"], one["family"], one["world"], one["budget"]] = one
+
+    def missing(self, one: Contestant, family: str, number: int, budgets: Sequence[int]) -> list[int]:
+        """The budgets that have to be measured."""
+        found = {budget: self.lines.get((one.name, family, number, budget)) for budget in budgets}
+        return [budget for budget, line in found.items() if line is None or line["made_by"] != made_by(one)]
+
+    def add(self, line: dict[str, Any]) -> None:
+        with self._lock:
+            self.lines[line["contestant"], line["family"], line["world"], line["budget"]] = line
+            with open(self._path, "a") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def made_by(one: Contestant) -> str:
+    """A digest of the settings and the code behind a measurement."""
+    return hashlib.sha256(f"{json.dumps(one.options, sort_keys=True)}{_code(one.engine)}".encode()).hexdigest()[:12]
+
+
+_codes: dict[str, str] = {}
+
+
+def _code(engine: str) -> str:
+    if engine not in _codes:
+        names = ["worlds.py", "coach.py", "simulation.py"]
+        names += ["ours.py", "agent.py", "recipe.yaml"] if engine == "ours" else ["peers.py"]
+        paths = [HERE / name for name in names]
+        if engine == "ours":
+            paths += sorted((Path(lightningrun.__file__).parent / "stages").rglob("*.py"))
+        _codes[engine] = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+    return _codes[engine]
+
+
+@contextlib.contextmanager
+def endpoint() -> Iterator[str]:
+    """The simulation in a process of its own; yields its base URL."""
+    command = [sys.executable, str(HERE / "simulation.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+        finally:
+            process.kill()
+
+
+def stats(base: str, run: str) -> dict[str, float]:
+    """What the endpoint counted for one run; it is forgotten."""
+    origin = base.removesuffix("/v1")
+    with urllib.request.urlopen(f"{origin}/stats/{run}") as reply:
+        counted: dict[str, float] = json.load(reply)
+    urllib.request.urlopen(urllib.request.Request(f"{origin}/forget/{run}", data=b"{}")).close()
+    return counted
+
+
+def run_ours(base: str, one: Contestant, family: str, number: int, budgets: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """One run of the command line for each budget."""
+    world = worlds.make(family, number)
+    for budget in budgets:
+        run = f"{one.name}-{world.name}-{budget}-{time.time_ns()}".lower().replace(":", "-")
+        with tempfile.TemporaryDirectory(prefix="lightningrun-bench-apo-") as name:
+            folder = Path(name)
+            ours.write_project(
+                folder, world, base, f"{world.name}@{run}", {**one.options, "budget": {"max_rollouts": budget}}
+            )
+            wall_s = ours.run(folder)
+            done = ours.outcome(folder, world)
+        counted, metrics = stats(base, run), done["metrics"]
+        yield _line(
+            one, family, number, budget,
+            prompts=done["prompts"], claim=metrics["reward"], rollouts=counted.get("student", 0),
+            coach=counted.get("coach", 0), wall_s=wall_s, ended=metrics["stopped"], promoted=metrics["promoted"],
+            best_val=metrics["best_val"],
+        )  # fmt: skip
+
+
+def run_peer(
+    base: str, python: str, one: Contestant, family: str, numbers: Sequence[int], budgets: Sequence[int]
+) -> Iterator[dict[str, Any]]:
+    """One process for several worlds, each searched once at the largest budget and read at every one."""
+    job = {
+        "base": base, "engine": one.engine, "worlds": [f"{family}-{number}" for number in numbers],
+        "run": f"{one.name}-{time.time_ns()}".replace(":", "-"), "budget": max(budgets), "options": one.options,
+    }  # fmt: skip
+    done = subprocess.run(
+        [python, str(HERE / "peers.py"), json.dumps(job)], capture_output=True, text=True, env=ours.environment()
+    )
+    if done.returncode:
+        raise RuntimeError(f"{one.name} failed on {job['worlds']}:\n{done.stderr[-3000:]}")
+    for text in done.stdout.splitlines():
+        search = json.loads(text)
+        number = int(search["world"].rpartition("-")[2])
+        for budget in budgets:
+            mark = [mark for mark in search["marks"] if mark["rollouts"] <= budget][-1]
+            coach = sum(rollouts <= budget for rollouts in search["asked"])
+            yield _line(
+                one, family, number, budget,
+                prompts=mark["prompts"], claim=mark["claim"], rollouts=min(budget, search["rollouts"]), coach=coach,
+                wall_s=search["wall_s"], ended=search["ended"],
+            )  # fmt: skip
+
+
+def _line(one: Contestant, family: str, number: int, budget: int, **what: Any) -> dict[str, Any]:
+    world = worlds.make(family, number)
+    return {
+        "contestant": one.name, "family": family, "world": number, "budget": budget, "made_by": made_by(one),
+        "true": world.true(what["prompts"]), "seed": world.true(world.seed_prompts), **what,
+    }  # fmt: skip
+
+
+def measure(
+    measured: Measured, base: str, peer_python: str | None, names: Sequence[str], families: Sequence[str],
+    numbers: Sequence[int], budgets: Sequence[int], jobs: int,
+) -> list[str]:  # fmt: skip
+    """Whatever is missing, ``jobs`` processes at a time. Returns what failed; the rest is measured all the same."""
+    began = time.monotonic()
+    with ThreadPoolExecutor(jobs) as pool:
+        pending = {}
+        for family in families:
+            for one in map(contestant, names):
+                todo = [number for number in numbers if measured.missing(one, family, number, budgets)]
+                if one.engine == "ours":
+                    for number in todo:
+                        task = pool.submit(_keep, measured, run_ours(base, one, family, number, measured.missing(one, family, number, budgets)))
+                        pending[task] = f"{one.name} {family}-{number}"
+                elif peer_python:
+                    for start in range(0, len(todo), WORLDS_A_PROCESS):
+                        chunk = todo[start : start + WORLDS_A_PROCESS]
+                        task = pool.submit(_keep, measured, run_peer(base, peer_python, one, family, chunk, budgets))
+                        pending[task] = f"{one.name} {family}-{chunk[0]}..{chunk[-1]}"
+        failures = []
+        for done, task in enumerate(as_completed(pending), 1):
+            problem = task.exception()
+            if problem:
+                failures.append(f"{pending[task]}: {problem}")
+            said = "FAILED" if problem else f"{time.monotonic() - began:.0f} s"
+            _progress(f"{done}/{len(pending)} {pending[task]}  {said}", done == len(pending))
+    return failures
+
+
+def _keep(measured: Measured, lines: Iterator[dict[str, Any]]) -> None:
+    for line in lines:
+        measured.add(line)
+
+
+def _progress(text: str, last: bool) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="\n" if last else "", file=sys.stderr, flush=True)
+    else:
+        print(text, file=sys.stderr, flush=True)
+
+
+def table(measured: Measured, names: Sequence[str], family: str, numbers: Sequence[int], budgets: Sequence[int]) -> str:
+    rows = [f"{family:<26}" + "".join(f"{budget:>16}" for budget in budgets)]
+    for name in names:
+        cells = []
+        for budget in budgets:
+            found = [measured.lines.get((name, family, number, budget)) for number in numbers]
+            values = [line["true"] for line in found if line]
+            cells.append(f"{_mean(values):.3f} ± {_error(values):.3f}" if values else "-")
+        rows.append(f"{name:<26}" + "".join(f"{cell:>16}" for cell in cells))
+    return "\n".join(rows)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _error(values: Sequence[float]) -> float:
+    if len(values) < 2:
+        return 0.0
+    mean = _mean(values)
+    return float((sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values)) ** 0.5)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--worlds", default="100:104")
+    parser.add_argument("--families", default=",".join(worlds.FAMILIES))
+    parser.add_argument("--contestants", default="ours,gepa,gepa-tuned,agentlightning,agentlightning-tuned")
+    parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)))
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--peer-python", type=os.path.abspath)
+    parser.add_argument("--out", type=Path, default=RESULTS / "apo.jsonl")
+    chosen = parser.parse_args()
+    numbers = range(*map(int, chosen.worlds.split(":")))
+    families, names = chosen.families.split(","), chosen.contestants.split(",")
+    budgets = [int(text) for text in chosen.budgets.split(",")]
+    measured = Measured(chosen.out)
+    with endpoint() as base:
+        failures = measure(measured, base, chosen.peer_python, names, families, numbers, budgets, chosen.jobs)
+    for failure in failures:
+        print(failure)
+    for family in families:
+        print(table(measured, names, family, numbers, budgets), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Two trials of ours alone: killed with -9 and resumed, and the wall time with slow models."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ours
+import worlds
+
+SLOTS = 8
+CALL_S = 0.1
+WALL_ROLLOUTS = 500
+KILL_ROLLOUTS = 250
+
+Stats = Callable[[str], dict[str, float]]
+
+
+def kill_and_resume(base: str, stats: Stats, family: str, number: int, moments: int = 2) -> dict[str, Any]:
+    """An undisturbed run beside one that is killed (its whole process group, -9) at ``moments`` random times.
+
+    Models answer equal questions equally here, so that both must end the same. A call is repeated if its answer was in
+    calls.jsonl when the kill came and it is asked again; what was in flight may be asked again.
+    """
+    world = worlds.make(family, number)
+    rng = random.Random(f"kill/{world.name}")
+    with tempfile.TemporaryDirectory(prefix="lightningrun-bench-apo-") as name:
+        plain, killed = Path(name, "plain"), Path(name, "killed")
+        for folder in (plain, killed):
+            model = f"{world.name}+ms=10+same=1@{folder.name}-{world.name}"
+            ours.write_project(folder, world, base, model, {"budget": {"max_rollouts": KILL_ROLLOUTS}})
+        wall_s = ours.run(plain)
+        expected, one = ours.outcome(plain, world), stats(f"plain-{world.name}")
+        repeats, kills, arguments = 0, 0, ["run", "recipe.yaml"]
+        for _ in range(moments):
+            process = ours.start(killed, arguments)
+            time.sleep(rng.uniform(0.3, 0.8) * wall_s)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                kills += 1
+            process.wait()
+            before = _answered(killed)
+            arguments = ["resume"] if before is not None else arguments
+        recorded = _answered(killed) or 0
+        asked_before = stats(f"killed-{world.name}")
+        if ours.start(killed, arguments).wait():
+            raise RuntimeError(f"the resumed run failed:\n{(killed / 'out.txt').read_text(errors='replace')[-3000:]}")
+        asked_after = stats(f"killed-{world.name}")
+        found = ours.outcome(killed, world)
+    needed = one["student"] + one["coach"] - recorded
+    repeats = int(asked_after["student"] + asked_after["coach"] - needed)
+    lost = int(asked_before["student"] + asked_before["coach"] - recorded)
+    return {
+        "trial": "kill", "family": family, "world": number, "kills": kills, "calls": one["student"] + one["coach"],
+        "recorded": recorded, "in_flight": lost, "repeats": repeats, "identical": _same(expected, found),
+    }  # fmt: skip
+
+
+def _answered(folder: Path) -> int | None:
+    """How many answers the run's calls.jsonl holds; None if no run has begun."""
+    if not (folder / "runs" / "latest").exists():
+        return None
+    count = 0
+    path = folder / "runs" / "latest" / "calls.jsonl"
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        try:
+            count += bool(json.loads(line).get("response"))
+        except ValueError:
+            continue
+    return count
+
+
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return bool(one["prompts"] == other["prompts"] and one["metrics"] == other["metrics"])
+
+
+def wall(base: str, stats: Stats, family: str, number: int) -> dict[str, Any]:
+    """One run at 100 ms a call, from exec to exit, beside the least that its calls can take.
+
+    ideal = student calls x 0.1 s / 8 slots + coach calls in sequence x 0.1 s
+    """
+    world = worlds.make(family, number)
+    run = f"wall-{world.name}-{time.time_ns()}"
+    with tempfile.TemporaryDirectory(prefix="lightningrun-bench-apo-") as name:
+        model = f"{world.name}+ms={1000 * CALL_S:g}@{run}"
+        ours.write_project(Path(name), world, base, model, {"budget": {"max_rollouts": WALL_ROLLOUTS}})
+        wall_s = ours.run(Path(name))
+    counted = stats(run)
+    student_s = counted["student"] * CALL_S / SLOTS
+    coach_s = counted["coach_in_sequence"] * CALL_S
+    return {
+        "trial": "wall", "family": family, "world": number, "wall_s": wall_s, "student": counted["student"],
+        "coach": counted["coach"], "coach_in_sequence": counted["coach_in_sequence"], "ideal_s": student_s + coach_s,
+        "ratio": wall_s / (student_s + coach_s), "span_s": counted["last"] - counted["first"],
+    }  # fmt: skip
