@@ -20,6 +20,7 @@ from aiohttp import web
 
 from lightningrun.errors import LightningError
 from lightningrun.gateway.chat import Chat
+from lightningrun.gateway.completions import Completions
 from lightningrun.gateway.embeddings import Embeddings
 from lightningrun.gateway.exchange import Exchange, Memory
 from lightningrun.gateway.messages import Messages
@@ -40,6 +41,7 @@ _SHUTDOWN_S = 1.0
 _COUNT = "messages/count_tokens"
 PROTOCOLS: dict[str, type[Exchange]] = {
     "chat/completions": Chat,
+    "completions": Completions,
     "responses": Responses,
     "messages": Messages,
     _COUNT: Messages,

@@ -38,7 +38,7 @@ class LiteLLM:
             self._options["api_key"] = key
         self.secret = secret_of(key)
         if config.base_url:
-            self._options["base_url"] = config.base_url
+            self._options["api_base"] = config.base_url  # embeddings know it by no other name
         self.fingerprint = {"base_url": config.base_url}
         self._litellm: Any = None
 

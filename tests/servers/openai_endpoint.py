@@ -19,6 +19,7 @@ The script is a list of modes; each call takes the next, and the last one stays.
     no_usage     ok without usage
     error_chunk  (streaming) one chunk, then an error event; cut: one chunk, then the connection is cut
 
+A request with ``input`` is one for embeddings: [length of the text, 0.5] for each.
 GET /stats gives {"calls", "in_flight", "max_in_flight", "disconnected"}; POST /reset zeroes them.
 """
 
@@ -87,7 +88,7 @@ class Endpoint:
         headers = {name.strip().lower(): value.strip() for name, _, value in (item.partition(":") for item in rest)}
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         path = line.split(" ")[1]
-        if not path.endswith("/chat/completions"):
+        if not path.endswith(("/chat/completions", "/embeddings")):
             if path.startswith("/reset"):
                 self.reset()
             names = ("calls", "in_flight", "max_in_flight", "disconnected")
@@ -142,6 +143,15 @@ class Endpoint:
             kind = "text/html" if mode == "html" else "application/json"
             writer.write(head(200, len(bad[mode]), {"Content-Type": kind}) + bad[mode])
             await writer.drain()
+            return True
+        if "input" in request:
+            inputs = request["input"] if isinstance(request["input"], list) else [request["input"]]
+            data = [
+                {"object": "embedding", "index": index, "embedding": [float(len(text)), 0.5]}
+                for index, text in enumerate(inputs)
+            ]
+            usage = {"prompt_tokens": 4, "total_tokens": 4}
+            await send(writer, 200, {"object": "list", "data": data, "model": request["model"], "usage": usage})
             return True
         completion = self._completion(mode, request, headers)
         if request.get("stream"):
