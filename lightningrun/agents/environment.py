@@ -40,5 +40,8 @@ def agent_environment(environ: Mapping[str, str], extra: Mapping[str, str]) -> d
 
 
 def endpoint_environment(base_url: str, token: str, model: str) -> dict[str, str]:
-    """The variables by which OpenAI clients find the gateway."""
-    return {"OPENAI_BASE_URL": base_url, "OPENAI_API_BASE": base_url, "OPENAI_API_KEY": token, "OPENAI_MODEL": model}
+    """The variables by which OpenAI's and Anthropic's clients find the gateway."""
+    openai = {"OPENAI_BASE_URL": base_url, "OPENAI_API_BASE": base_url, "OPENAI_API_KEY": token, "OPENAI_MODEL": model}
+    root = base_url.removesuffix("/v1")  # Anthropic's clients add it
+    anthropic = {"ANTHROPIC_BASE_URL": root, "ANTHROPIC_API_KEY": token, "ANTHROPIC_MODEL": model}
+    return {**openai, **anthropic}
