@@ -106,7 +106,7 @@ class Prepared:
         """What would run, be reused or be skipped, and why; with each stage's forecast."""
         warnings = self.check()
         planner = self.planner(selection(start, until, only, force, no_cache))
-        staged = tuple(self._priced(plan) for plan in planner.plan_all())
+        staged = tuple(self.priced(plan) for plan in planner.plan_all())
         return Plan(self.recipe.name, self.loaded.digest, self.recipe.seed, staged, tuple(warnings), self.notes)
 
     def planner(self, chosen: Selection) -> Planner:
@@ -116,7 +116,8 @@ class Prepared:
         facts = gather_facts(self.recipe, digests, self.root)
         return Planner(self.recipe, self.specs, facts, rows, self.runs_dir, chosen, has_gpu())
 
-    def _priced(self, plan: StagePlan) -> StagePlan:
+    def priced(self, plan: StagePlan) -> StagePlan:
+        """The plan with its forecast in dollars, where all prices are known."""
         return dataclasses.replace(plan, cost_usd=self._forecast_usd(plan.forecast.calls))
 
     def _forecast_usd(self, calls: Mapping[str, int]) -> float | None:

@@ -121,7 +121,7 @@ class StageRunner:
             attempt=attempt,
             key=plan.key,
             reason=plan.reason,
-            forecast=plan.to_json()["forecast"],
+            forecast=self._prepared.priced(plan).to_json()["forecast"],
         )
         began = time.monotonic()
         building = self._building(plan)
