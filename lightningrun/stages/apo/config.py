@@ -119,7 +119,7 @@ class ApoConfig(StageConfig):
     """Automatic prompt optimisation: rewrite prompts from failures, keep what is shown to be better."""
 
     type: Literal["apo"] = "apo"
-    algorithm: Literal["reflective", "textual_gradient_beam"] = "reflective"
+    algorithm: Literal["reflective", "textual_gradient_beam", "bootstrap_fewshot"] = "reflective"
     optimize: list[str] = Field(default=[], description="Names in agent.prompts; empty: all of them, together")
     component_selector: Literal["all", "round_robin"] = "all"
     coach: str = Field(default="coach", description="A role in `models`")
@@ -140,7 +140,7 @@ class ApoConfig(StageConfig):
     report: ReportConfig = ReportConfig()
 
     def roles(self) -> tuple[tuple[str, str], ...]:
-        return (("coach", self.coach),)
+        return (("coach", self.coach),) if self.least_coach_calls() else ()
 
     def splits(self) -> tuple[tuple[str, str], ...]:
         report = self.report.split
@@ -162,14 +162,30 @@ class ApoConfig(StageConfig):
         return (val_rows - self.sealed_rows(val_rows)) * self.samples if self.confirm.noise_floor else 0
 
     def least_search(self, train_rows: int, val_rows: int) -> int:
-        """Rollouts of the smallest search: the seed on val, one proposal against its parent, and that on val."""
-        first = self.beam.batch if self.algorithm == "textual_gradient_beam" else self.acceptance.batch
-        batch = min(first, train_rows)
-        return 2 * self.samples * (val_rows - self.sealed_rows(val_rows) + batch)
+        """Rollouts of the smallest search: the seed on val, one proposal against its parent, and that on val.
+
+        Examples need a look at as many training rows, and one set of them on val.
+        """
+        rows = self.beam.batch if self.algorithm == "textual_gradient_beam" else self.acceptance.batch
+        compared = min(rows, train_rows) * (1 if self.algorithm == "bootstrap_fewshot" else 2)
+        return self.samples * (2 * (val_rows - self.sealed_rows(val_rows)) + compared)
+
+    def most_search(self, train_rows: int, val_rows: int) -> int | None:
+        """Rollouts that the search cannot exceed whatever its budget is; None if only the budget ends it."""
+        if self.algorithm != "bootstrap_fewshot":
+            return None
+        return self.samples * (1 + self.demos.sets) * (train_rows + val_rows - self.sealed_rows(val_rows))
+
+    def most_coach_calls(self) -> int:
+        """Coach calls that the search cannot exceed: without a bound of its own as many as rollouts."""
+        most = self.budget.max_coach_calls
+        if not self.least_coach_calls():
+            return 0
+        return self.budget.max_rollouts if most is None else most
 
     def least_coach_calls(self) -> int:
-        """Coach calls of the smallest search."""
-        return 2 if self.algorithm == "textual_gradient_beam" else 1
+        """Coach calls of the smallest search; 0 if there is no coach."""
+        return {"textual_gradient_beam": 2, "bootstrap_fewshot": 0}.get(self.algorithm, 1)
 
     def report_split(self, rows: Mapping[str, int]) -> str:
         """The split of the final comparison, '' for none."""
@@ -215,11 +231,12 @@ def forecast(config: ApoConfig, recipe: Recipe, rows: Mapping[str, int]) -> Fore
             f"no comparison on test within the stage: {2 * rows['test'] * config.samples} rollouts are more than a "
             f"quarter of budget.max_rollouts={limit} (report.split: test insists on it)"
         )
-    coach_calls = config.budget.max_coach_calls
-    calls = {"policy": limit, config.coach: limit if coach_calls is None else coach_calls}
-    if config.coach == "policy":
-        calls = {"policy": limit + (limit if coach_calls is None else coach_calls)}
-    return Forecast(rollouts=limit, calls=calls, warnings=tuple(warnings), errors=tuple(errors))
+    most_search = config.most_search(train, val)
+    rollouts = limit if most_search is None else min(limit, most_search + _after_search(config, rows))
+    calls = {config.policy: rollouts}
+    if config.least_coach_calls():
+        calls[config.coach] = calls.get(config.coach, 0) + config.most_coach_calls()
+    return Forecast(rollouts=rollouts, calls=calls, warnings=tuple(warnings), errors=tuple(errors))
 
 
 def _mistakes(config: ApoConfig, recipe: Recipe, rows: Mapping[str, int]) -> list[str]:
@@ -227,7 +244,7 @@ def _mistakes(config: ApoConfig, recipe: Recipe, rows: Mapping[str, int]) -> lis
     errors = [f"optimize: the agent has no prompt {name!r}" for name in config.optimize if name not in known]
     if not known:
         errors.append("the agent declares no prompts, so there is nothing to optimise: add agent.prompts")
-    if config.coach not in recipe.models:
+    if config.least_coach_calls() and config.coach not in recipe.models:
         errors.append(f"coach: no model has the role {config.coach!r}")
     wanted = {"train": config.train, "val": config.val}
     if config.report.split not in (None, "none"):

@@ -16,6 +16,7 @@ from lightningrun.stages.apo.attempts import Attempt, failures
 from lightningrun.stages.apo.candidates import Candidate, better
 from lightningrun.stages.apo.coach import Coach, Proposal
 from lightningrun.stages.apo.config import ApoConfig
+from lightningrun.stages.apo.demos import Demo
 from lightningrun.stages.apo.evaluation import Evaluation, Job, jobs_for
 from lightningrun.stages.apo.guards import Guards
 from lightningrun.stages.apo.log import SearchLog
@@ -23,6 +24,9 @@ from lightningrun.types import Rollout, Task
 
 Describe = Callable[[Rollout, Mapping[str, str]], str]
 """Writes one rollout down for the coach; the mapping holds the prompts it ran with."""
+
+Demonstrate = Callable[[Rollout, str, Mapping[str, str]], Demo | None]
+"""One good rollout as an example for the prompt of that name; the mapping holds the prompts it ran with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ class Setting:
     coach: Coach
     guards: Guards
     describe: Describe
+    demonstrate: Demonstrate
     log: SearchLog
     out_of_time: Callable[[int], bool]
 

@@ -18,6 +18,7 @@ from lightningrun.stages.apo.candidates import differences
 from lightningrun.stages.apo.coach import Coach
 from lightningrun.stages.apo.config import ApoConfig, forecast
 from lightningrun.stages.apo.confirm import Confirmation, confirm
+from lightningrun.stages.apo.demos import Demo, demonstration
 from lightningrun.stages.apo.evaluation import Evaluation, RolloutBudget, jobs_for
 from lightningrun.stages.apo.guards import Guards
 from lightningrun.stages.apo.log import SearchLog
@@ -30,6 +31,7 @@ from lightningrun.types import Artifact, ArtifactKind, Json, Rollout, StageResul
 
 ALGORITHMS = {
     "reflective": "reflective:Reflective",
+    "bootstrap_fewshot": "bootstrap:BootstrapFewshot",
     "textual_gradient_beam": "textual_gradient:TextualGradientBeam",
 }
 """``algorithm`` -> the room's class, imported only when it is used."""
@@ -97,6 +99,7 @@ class _Room:
             coach=self.coach,
             guards=Guards(config.guards, {name: ctx.prompts[name] for name in self.optimize}, guarded),
             describe=self._describer(),
+            demonstrate=self._demonstrate,
             log=self.log,
             out_of_time=self._clock(),
         )
@@ -111,6 +114,10 @@ class _Room:
             return describe_failure(rollout, tasks[rollout.task_id], calls, prompts, most)
 
         return describe
+
+    def _demonstrate(self, rollout: Rollout, name: str, prompts: Mapping[str, str]) -> Demo | None:
+        calls = [self.ctx.service.read(ref) for ref in rollout.call_refs]
+        return demonstration(rollout, name, calls, prompts, alone=len(self.optimize) == 1)
 
     def _clock(self) -> Callable[[int], bool]:
         """Whether the search's time is over, asked between generations; an earlier attempt's answer is repeated."""
