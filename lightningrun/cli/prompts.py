@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from lightningrun.cli import options
 from lightningrun.errors import UsageError
-from lightningrun.tracking.formats import count, number, plural, unified_diff, usd
+from lightningrun.tracking.formats import count, diff_lines, number, plural, unified_diff, usd
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -147,7 +147,8 @@ def _head(run: RunSummary, search: Lineage) -> RenderableType:
 
     counts = ", ".join(f"{amount} {outcome}" for outcome, amount in search.counts.items() if outcome != "seed")
     text = Text.assemble(("how the prompt was found", "bold"), f" by {search.stage} of {run.run}")
-    text.append(f"\n{plural(len(search.nodes) - 1, 'proposal')}{': ' if counts else ''}{counts}")
+    by = f" ({search.algorithm})" if search.algorithm else ""
+    text.append(f"\n{plural(len(search.nodes) - 1, 'proposal')}{by}{': ' if counts else ''}{counts}")
     if search.verdict:
         text.append(f"\n{search.verdict}", "bold green" if search.verdict.startswith("confirmed") else "bold yellow")
     return text.append(f"\n{search.noise}", "dim") if search.noise else text
@@ -178,7 +179,7 @@ def _facts(node: Node) -> Text:
     from rich.text import Text
 
     took, spend = node.took, node.spend
-    facts = [" of ".join(filter(None, (node.way, node.algorithm)))] if node.way or node.algorithm else []
+    facts = [node.way] if node.way else []
     if node.parents and node.val is not None:
         facts.append(f"val rows against #{node.parents[0]}: {len(node.better)} better, {len(node.worse)} worse")
     if node.prompt_tokens is not None:
@@ -204,7 +205,7 @@ def _step(search: Lineage, node: Node, step: int) -> RenderableType:
     if len(told) > POINTS:
         body.append(_bullet(f"... and {plural(len(told) - POINTS, 'point')} more: {more}"))
     for parent, change in node.changes.items():
-        lines = list(_diff(change))
+        lines = list(_diff(change, len(node.prompts) > 1))
         if len(node.changes) > 1:
             body.append(_dim(f"from #{parent}:"))
         body += lines[:DIFF_LINES]
@@ -223,7 +224,12 @@ def _candidate(search: Lineage, node: Node) -> list[RenderableType]:
     if node.critique:
         sections.append(Group(_bold("the coach's critique"), Text(node.critique)))
     for parent, change in node.changes.items():
-        sections.append(Group(_bold(f"changed from #{parent}"), *(_diff(change) if change else [_dim("nothing")])))
+        sections.append(
+            Group(
+                _bold(f"changed from #{parent}"),
+                *(_diff(change, len(node.prompts) > 1) if change else [_dim("nothing")]),
+            )
+        )
     for word, gaps in (("better", node.better), ("worse", node.worse)):
         if gaps:
             title = _bold(f"{plural(len(gaps), 'val row')} {word} than under #{node.parents[0]}")
@@ -270,12 +276,14 @@ def _folded(nodes: Sequence[Node]) -> Iterator[str]:
         yield f"{len(ids)} {outcome}: {shown}"
 
 
-def _diff(diff: str) -> Iterator[Text]:
+def _diff(diff: str, names: bool) -> Iterator[Text]:
+    """A diff's lines in colour; ``names`` says which prompt each part is of."""
     from rich.text import Text
 
-    styles: Mapping[str, str] = {"+": "green", "-": "red", "@": "cyan"}
-    for line in diff.splitlines():
-        yield Text(line, styles.get(line[:1], "dim") if line[:4] not in ("--- ", "+++ ") else "dim")
+    styles = {"add": "green", "cut": "red", "at": "cyan", "name": "bold"}
+    for kind, line in diff_lines(diff):
+        if names or kind != "name":
+            yield Text(line, styles.get(kind, "dim"))
 
 
 def _gap(gap: Gap) -> RenderableType:

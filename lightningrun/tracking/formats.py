@@ -77,3 +77,22 @@ def headline(metrics: Mapping[str, Any]) -> str:
 def unified_diff(before: str, after: str, old: str, new: str) -> str:
     """What changed in a text; ``old`` and ``new`` name the two."""
     return "\n".join(difflib.unified_diff(before.splitlines(), after.splitlines(), old, new, lineterm=""))
+
+
+def diff_lines(diff: str) -> list[tuple[str, str]]:
+    """(kind, text) of each line of a unified diff: add | cut | at | same, and name for the text that changed."""
+    kinds = {"+": "add", "-": "cut", "@": "at"}
+    lines, found = diff.splitlines(), []
+    for n, line in enumerate(lines):
+        # A heading is two lines before the first hunk; alone they may be a text's own lines that begin with dashes.
+        if _is_heading(lines[n : n + 3]):
+            continue
+        if n and _is_heading(lines[n - 1 : n + 2]):
+            found.append(("name", line.removeprefix("+++ ")))
+        else:
+            found.append((kinds.get(line[:1], "same"), line))
+    return found
+
+
+def _is_heading(lines: list[str]) -> bool:
+    return [line[:3] for line in lines] == ["---", "+++", "@@ "]

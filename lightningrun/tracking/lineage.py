@@ -65,7 +65,6 @@ class Node:
     reason: str = ""
     critique: str = ""
     components: tuple[str, ...] = ()
-    algorithm: str = ""
     way: str = ""
     """How it was made: rewrite | edits | merge | demos | beam; empty where that was not told."""
     prompts: Mapping[str, str] = field(default_factory=dict)
@@ -104,6 +103,7 @@ class Lineage:
     path: tuple[int, ...]
     verdict: str
     """The confirmation in words; empty before it."""
+    algorithm: str = ""
     noise: str = ""
     """What two runs of the same prompt differ by, in words; empty unless that was measured."""
 
@@ -158,6 +158,7 @@ class Lineage:
         ]
         return {
             "stage": self.stage,
+            "algorithm": self.algorithm,
             "verdict": self.verdict,
             "noise": self.noise,
             "path": list(self.path),
@@ -206,7 +207,8 @@ def _lineage(run: RunSummary, stage: str, events: Sequence[Mapping[str, Any]]) -
     summary = run.stage(stage)
     metrics = summary.metrics if summary else {}
     nodes = {id: _node(id, told, parents[id], id in path, asked) for id in sorted(told)}
-    return Lineage(stage, nodes, path, verdict_words(metrics), noise_words(metrics))
+    algorithm = next((str(event["algorithm"]) for event in events if event.get("algorithm")), "")
+    return Lineage(stage, nodes, path, verdict_words(metrics), algorithm, noise_words(metrics))
 
 
 def _parents(id: int, told: Mapping[int, Mapping[str, Any]]) -> tuple[int, ...]:
@@ -254,7 +256,6 @@ def _node(
         reason=str(event.get("reason") or ""),
         critique=str(event.get("critique") or "").strip(),
         components=tuple(name for name in component if name),
-        algorithm=str(event.get("algorithm") or ""),
         way=str(event.get("way") or ""),
         prompts=event.get("prompts") or {},
         changes=_changes(event, {parent: told[parent] for parent in parents}),

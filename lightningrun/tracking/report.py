@@ -15,7 +15,7 @@ from typing import Any
 
 from lightningrun.files import write_atomic
 from lightningrun.tracking.advice import next_steps
-from lightningrun.tracking.formats import duration, merged, number, total, usd
+from lightningrun.tracking.formats import diff_lines, duration, merged, number, total, usd
 from lightningrun.tracking.lineage import MARKS, MEANINGS, Lineage, Node, gist, lineages, tally
 from lightningrun.tracking.plots import plots
 from lightningrun.tracking.store import page
@@ -86,7 +86,7 @@ def _render(template: str, **values: Any) -> str:
         span=duration,
         short=_short,
         when=_when,
-        diff=_diff_lines,
+        diff=diff_lines,
         look=_look,
         mark=lambda outcome: MARKS.get(outcome, "·"),
         gist=gist,
@@ -128,13 +128,6 @@ def _key_metric(stage: StageSummary) -> tuple[str, Json]:
         if isinstance(stage.metrics.get(name), (int, float)):
             return name.replace("_", " "), stage.metrics[name]
     return "", None
-
-
-def _diff_lines(diff: str) -> list[tuple[str, str]]:
-    """(kind, text) of each line: add | cut | at | same; the two lines of file names are left out."""
-    kinds = {"+": "add", "-": "cut", "@": "at"}
-    lines = [line for line in diff.splitlines() if not line.startswith(("--- ", "+++ "))]
-    return [(kinds.get(line[:1], "same"), line) for line in lines]
 
 
 def _number(value: Json) -> str:

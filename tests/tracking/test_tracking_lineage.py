@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lightningrun.tracking.formats import diff_lines, unified_diff
 from lightningrun.tracking.lineage import Lineage, Step, gist, lineages, verdict_words
 from lightningrun.tracking.report import render, render_lineage
 from lightningrun.tracking.summary import summarise
@@ -124,7 +125,7 @@ def test_the_page_says_what_was_confirmed_what_is_noise_and_what_was_forecast(tm
     text = " ".join(Page(render(summarise(search_run(tmp_path, 10)))).text.split())
     assert "confirmed: p=0.001 <= 0.01, gain on val +" in text and "on test +0.300 [+0.100, +0.450]" in text
     assert "A/A: the seed against itself scores +0.010 [-0.020, +0.040]" in text
-    assert "of at most 9,000 rollouts" in text and "of $0.9000" in text
+    assert "of at most 9,000 rollouts" in text and "forecast $0.9000" in text
 
 
 @pytest.mark.parametrize(
@@ -161,3 +162,14 @@ def test_a_lineage_is_json_and_loads_nothing_heavy(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_diff_loses_no_line_of_a_text_that_looks_like_a_heading(tmp_path: Path) -> None:
+    diff = unified_diff("-- total\nSELECT 1", "++ total\nSELECT 1", "a", "b")
+    assert diff_lines(diff) == [
+        ("name", "b"),
+        ("at", "@@ -1,2 +1,2 @@"),
+        ("cut", "--- total"),
+        ("add", "+++ total"),
+        ("same", " SELECT 1"),
+    ]
