@@ -60,8 +60,8 @@ def answer_once(question: str, prompts: dict[str, str], llm: dict[str, Any], dat
 
 
 def gold(task: dict[str, Any]) -> list[dict[str, Any]]:
-    """What a model should have answered to the agent, call by call: here one message, the reference query."""
-    return [{"role": "assistant", "content": task["sql"]}]
+    """The conversation that a model is to learn, from the question on: answered at once by the reference query."""
+    return [{"role": "user", "content": task["question"]}, {"role": "assistant", "content": task["sql"]}]
 
 
 def extract_sql(reply: str) -> str:
