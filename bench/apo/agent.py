@@ -1,4 +1,4 @@
-"""The agent and the reward of the benchmark's recipe: one call through the gateway, graded by the row and the answer."""
+"""The agent and the reward of the benchmark's recipe: one call through the gateway, graded by row and answer."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 
 from worlds import PLACEHOLDER, World, section, sections
 
@@ -34,7 +35,9 @@ def reply(world: World, text: str, luck: object, odd: float = 0.0) -> str:
     lower = text.lower()
     current = _current(text)
     advice = _ADVICE.findall(lower)
-    critique = ". ".join(f"{verb} {token}" for verb, token in advice) if advice else _critique(world, lower, current, rng)
+    critique = (
+        ". ".join(f"{verb} {token}" for verb, token in advice) if advice else _critique(world, lower, current, rng)
+    )
     prose = f"What I would change: {critique or 'no idea'}."
     if not current or not _WANTS_PROMPT.search(_NOT_YET.sub("", lower)):
         return prose
@@ -60,7 +63,7 @@ def _current(text: str) -> dict[str, tuple[str, int, int]]:
 def _joined(text: str, current: Mapping[str, tuple[str, int, int]]) -> bool:
     """Whether the prompts stand together as one text."""
     spans = sorted((start, end) for _, start, end in current.values())
-    return all(not text[a[1] : b[0]].strip() for a, b in zip(spans, spans[1:]))  # noqa: B905 (Python 3.9 too)
+    return all(not text[a[1] : b[0]].strip() for a, b in pairwise(spans))
 
 
 def _critique(world: World, text: str, current: Mapping[str, object], rng: random.Random) -> str:

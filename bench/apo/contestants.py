@@ -1,6 +1,7 @@
-"""Who takes part, with which settings: each engine at its defaults, and the best of a grid of five on development worlds.
+"""Who takes part, with which settings: each engine at its defaults, and the best of a grid of five.
 
-``python bench/apo/tune.py`` measures the grids; ``TUNED`` is what it found best.
+The grids are measured on development worlds as contestants of their own (``gepa:mb8-best``); ``TUNED`` is what was
+found best, by the mean over families and budgets.
 """
 
 from __future__ import annotations

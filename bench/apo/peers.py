@@ -108,7 +108,7 @@ def gepa(bench: Bench, **options: Any) -> None:
                 }
                 for one in evaluated.trajectories
             ]
-            return {component: examples for component in components}
+            return dict.fromkeys(components, examples)
 
     class Incumbent:
         def on_valset_evaluated(self, event: Any) -> None:
@@ -175,7 +175,12 @@ def agentlightning(bench: Bench, **options: Any) -> None:
             for one in done:
                 told = [*one["messages"], {"role": "user", "content": f"[grader] {one['score']:g}: {one['feedback']}"}]
                 results.append(
-                    {"status": "succeeded", "final_reward": one["score"], "spans": [{"messages": told}], "messages": told}
+                    {
+                        "status": "succeeded",
+                        "final_reward": one["score"],
+                        "spans": [{"messages": told}],
+                        "messages": told,
+                    }
                 )
             return results, sum(one["score"] for one in done) / max(1, len(done))
 

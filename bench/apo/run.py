@@ -24,18 +24,23 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-import lightningrun
 import ours
+import trials
 import worlds
 from contestants import BUDGETS, Contestant, contestant
+from report import Report
+
+import lightningrun
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
 WORLDS_A_PROCESS = 4
 """Peers take seconds to import, so that one process optimises several worlds."""
 
-Key = tuple[str, str, int, int]
-"""Contestant, family, world, budget."""
+Key = tuple[str, str, str, int, int]
+"""Kind (curve, kill, wall), contestant, family, world, budget."""
+KEY_NAMES = ("kind", "contestant", "family", "world", "budget")
+TRIAL_FAMILIES = ("additive", "graded", "two_prompts")
 
 
 class Measured:
@@ -49,18 +54,25 @@ class Measured:
         for line in path.read_text().splitlines() if path.exists() else ():
             with contextlib.suppress(ValueError):
                 one = json.loads(line)
-                self.lines[one["contestant"], one["family"], one["world"], one["budget"]] = one
+                self.lines[_key(one)] = one
 
     def missing(self, one: Contestant, family: str, number: int, budgets: Sequence[int]) -> list[int]:
         """The budgets that have to be measured."""
-        found = {budget: self.lines.get((one.name, family, number, budget)) for budget in budgets}
-        return [budget for budget, line in found.items() if line is None or line["made_by"] != made_by(one)]
+        return [budget for budget in budgets if not self.has(("curve", one.name, family, number, budget), one)]
+
+    def has(self, key: Key, one: Contestant) -> bool:
+        """Whether the measurement is there, made with the present code and settings."""
+        return key in self.lines and self.lines[key]["made_by"] == made_by(one)
 
     def add(self, line: dict[str, Any]) -> None:
         with self._lock:
-            self.lines[line["contestant"], line["family"], line["world"], line["budget"]] = line
+            self.lines[_key(line)] = line
             with open(self._path, "a") as file:
                 file.write(json.dumps(line) + "\n")
+
+
+def _key(line: Mapping[str, Any]) -> Key:
+    return line["kind"], line["contestant"], line["family"], line["world"], line["budget"]
 
 
 def made_by(one: Contestant) -> str:
@@ -153,7 +165,7 @@ def run_peer(
 def _line(one: Contestant, family: str, number: int, budget: int, **what: Any) -> dict[str, Any]:
     world = worlds.make(family, number)
     return {
-        "contestant": one.name, "family": family, "world": number, "budget": budget, "made_by": made_by(one),
+        **dict(zip(KEY_NAMES, ("curve", one.name, family, number, budget), strict=True)), "made_by": made_by(one),
         "true": world.true(what["prompts"]), "seed": world.true(world.seed_prompts), **what,
     }  # fmt: skip
 
@@ -171,7 +183,11 @@ def measure(
                 todo = [number for number in numbers if measured.missing(one, family, number, budgets)]
                 if one.engine == "ours":
                     for number in todo:
-                        task = pool.submit(_keep, measured, run_ours(base, one, family, number, measured.missing(one, family, number, budgets)))
+                        task = pool.submit(
+                            _keep,
+                            measured,
+                            run_ours(base, one, family, number, measured.missing(one, family, number, budgets)),
+                        )
                         pending[task] = f"{one.name} {family}-{number}"
                 elif peer_python:
                     for start in range(0, len(todo), WORLDS_A_PROCESS):
@@ -200,49 +216,60 @@ def _progress(text: str, last: bool) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def table(measured: Measured, names: Sequence[str], family: str, numbers: Sequence[int], budgets: Sequence[int]) -> str:
-    rows = [f"{family:<26}" + "".join(f"{budget:>16}" for budget in budgets)]
-    for name in names:
-        cells = []
-        for budget in budgets:
-            found = [measured.lines.get((name, family, number, budget)) for number in numbers]
-            values = [line["true"] for line in found if line]
-            cells.append(f"{_mean(values):.3f} ± {_error(values):.3f}" if values else "-")
-        rows.append(f"{name:<26}" + "".join(f"{cell:>16}" for cell in cells))
-    return "\n".join(rows)
+def try_trials(measured: Measured, base: str, families: Sequence[str], number: int) -> list[str]:
+    """The trials of ours alone, one after the other, since they take the time. Returns what failed."""
+    one, failures = contestant("ours"), []
+    for kind, trial in (("kill", trials.kill_and_resume), ("wall", trials.wall)):
+        for family in families:
+            key = (kind, one.name, family, number, 0)
+            if measured.has(key, one):
+                continue
+            try:
+                found = trial(base, lambda run: stats(base, run), family, number)
+            except RuntimeError as error:
+                failures.append(f"{kind} {family}-{number}: {error}")
+                continue
+            measured.add({**dict(zip(KEY_NAMES, key, strict=True)), "made_by": made_by(one), **found})
+            _progress(f"{kind} {family}-{number}", True)
+    return failures
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
-
-
-def _error(values: Sequence[float]) -> float:
-    if len(values) < 2:
-        return 0.0
-    mean = _mean(values)
-    return float((sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values)) ** 0.5)
+def numbers_of(text: str) -> list[int]:
+    """World numbers from ``100:116`` or ``100,103``."""
+    first, colon, end = text.partition(":")
+    return list(range(int(first), int(end))) if colon else [int(part) for part in text.split(",")]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--worlds", default="100:104")
+    parser.add_argument("--worlds", default="100:116", help="100:116 are for development, all others are held out")
     parser.add_argument("--families", default=",".join(worlds.FAMILIES))
-    parser.add_argument("--contestants", default="ours,gepa,gepa-tuned,agentlightning,agentlightning-tuned")
+    parser.add_argument("--contestants", default="ours,ours-tuned,gepa,gepa-tuned,agentlightning,agentlightning-tuned")
     parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)))
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--peer-python", type=os.path.abspath)
+    parser.add_argument("--peer-python", type=os.path.abspath, help="of a venv with the peers; without it, ours alone")
     parser.add_argument("--out", type=Path, default=RESULTS / "apo.jsonl")
+    parser.add_argument("--no-trials", action="store_true", help="no kill and resume, no wall time")
     chosen = parser.parse_args()
-    numbers = range(*map(int, chosen.worlds.split(":")))
-    families, names = chosen.families.split(","), chosen.contestants.split(",")
+    numbers, families = numbers_of(chosen.worlds), chosen.families.split(",")
     budgets = [int(text) for text in chosen.budgets.split(",")]
+    names = [name for name in chosen.contestants.split(",") if chosen.peer_python or name.startswith("ours")]
     measured = Measured(chosen.out)
     with endpoint() as base:
         failures = measure(measured, base, chosen.peer_python, names, families, numbers, budgets, chosen.jobs)
+        tried = [] if chosen.no_trials else [family for family in TRIAL_FAMILIES if family in families]
+        failures += try_trials(measured, base, tried, numbers[0])
+    wanted = [*(("curve", n, f, w, b) for n in names for f in families for w in numbers for b in budgets)]
+    wanted += [(kind, "ours", family, numbers[0], 0) for kind in ("kill", "wall") for family in tried]
+    report = Report([measured.lines[key] for key in wanted if key in measured.lines], budgets)
+    text = f"{report.tables()}\n\n{report.bars()}\n"
+    print(text)
+    chosen.out.with_suffix(".txt").write_text(text)
+    if report.plot(chosen.out.with_suffix(".svg")):
+        print(f"single runs: {chosen.out}; plot: {chosen.out.with_suffix('.svg')}")
     for failure in failures:
-        print(failure)
-    for family in families:
-        print(table(measured, names, family, numbers, budgets), end="\n\n")
+        print(f"FAILED {failure}")
+    raise SystemExit(1 if failures or not report.met else 0)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def kill_and_resume(base: str, stats: Stats, family: str, number: int, moments: 
     repeats = int(asked_after["student"] + asked_after["coach"] - needed)
     lost = int(asked_before["student"] + asked_before["coach"] - recorded)
     return {
-        "trial": "kill", "family": family, "world": number, "kills": kills, "calls": one["student"] + one["coach"],
+        "kills": kills, "calls": one["student"] + one["coach"],
         "recorded": recorded, "in_flight": lost, "repeats": repeats, "identical": _same(expected, found),
     }  # fmt: skip
 
@@ -96,7 +96,7 @@ def wall(base: str, stats: Stats, family: str, number: int) -> dict[str, Any]:
     student_s = counted["student"] * CALL_S / SLOTS
     coach_s = counted["coach_in_sequence"] * CALL_S
     return {
-        "trial": "wall", "family": family, "world": number, "wall_s": wall_s, "student": counted["student"],
+        "wall_s": wall_s, "student": counted["student"],
         "coach": counted["coach"], "coach_in_sequence": counted["coach_in_sequence"], "ideal_s": student_s + coach_s,
         "ratio": wall_s / (student_s + coach_s), "span_s": counted["last"] - counted["first"],
     }  # fmt: skip
