@@ -8,7 +8,7 @@ WORKERS ?= 2
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-slow lint format schema bench clean
+.PHONY: help setup demo test test-slow lint format schema bench bench-apo clean
 
 help:
 	@echo 'make setup      .venv with lightningrun and everything to develop it'
@@ -19,6 +19,8 @@ help:
 	@echo 'make format     let ruff rewrite what it can'
 	@echo 'make schema     lightningrun.schema.json, after a change to the recipe language'
 	@echo 'make bench      speed beside a bare loop of calls and a peer (PEER= leaves it out)'
+	@echo 'make bench-apo  prompt optimisers side by side, 20 minutes (QUICK=1: a few)'
+	@echo 'make bench-gateway  what the gateway adds to a call, beside the LiteLLM proxy (PROXY= leaves it out)'
 	@echo 'make clean      remove what was built (runs/ stays)'
 
 setup: $(STAMP)
@@ -28,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -n '$(PYTHON)' || { echo 'error: needs Python 3.10, 3.11 or 3.12 with venv; name one: make PYTHON=...' >&2; exit 2; }
 	@version='import sys; print(*sys.version_info[:2])'; \
 	test "$$($(BIN)/python -c "$$version" 2>/dev/null)" = "$$($(PYTHON) -c "$$version")" || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,train]'
 	@touch $@
 
 demo: setup
@@ -61,9 +63,28 @@ bench: setup $(if $(PEER),$(PEER)/.installed)
 	$(BIN)/python bench/apo_calls.py $(if $(and $(PEER),$(PEER_APO)),--peer-python $(peer_python))
 	$(BIN)/python bench/rollouts.py $(if $(PEER),--peer-python $(peer_python))
 
+# Goes on where it was interrupted. Worlds 100 to 115 are for development: WORLDS=200:216 is a test of what was tuned on them.
+QUICK ?=
+WORLDS ?= $(if $(QUICK),100:103,100:116)
+JOBS ?= 2
+
+bench-apo: setup $(if $(PEER),$(PEER)/.installed)
+	$(BIN)/python bench/apo/run.py --worlds $(WORLDS) --jobs $(JOBS) $(if $(PEER),--peer-python $(peer_python)) $(ARGS)
+
 $(PEER)/.installed: bench/constraints-peer.txt
 	$(PYTHON) -m venv --clear $(PEER)
-	$(PEER)/bin/python -m pip install --quiet --disable-pip-version-check -c $< 'agentlightning[apo]==0.3.0'
+	$(PEER)/bin/python -m pip install --quiet --disable-pip-version-check -c $< 'agentlightning[apo]==0.3.0' 'gepa==0.1.4'
+	@touch $@
+
+# `make bench-gateway PROXY=` leaves the LiteLLM proxy out.
+PROXY ?= .venv-proxy
+
+bench-gateway: setup $(if $(PROXY),$(PROXY)/.installed)
+	$(BIN)/python bench/gateway.py $(if $(PROXY),--proxy $(PROXY)/bin/litellm)
+
+$(PROXY)/.installed: bench/constraints-proxy.txt
+	$(PYTHON) -m venv --clear $(PROXY)
+	$(PROXY)/bin/python -m pip install --quiet --disable-pip-version-check -c $< 'litellm[proxy]==1.106.2'
 	@touch $@
 
 clean:
