@@ -222,7 +222,8 @@ def _candidate(search: Lineage, node: Node) -> list[RenderableType]:
 
     sections: list[RenderableType] = [Group(_title(node), _facts(node), *([Text(node.reason)] if node.reason else []))]
     if node.critique:
-        sections.append(Group(_bold("the coach's critique"), Text(node.critique)))
+        title = "the coach's critique" if node.took.get("coach_calls") else "made from"
+        sections.append(Group(_bold(title), Text(node.critique)))
     for parent, change in node.changes.items():
         sections.append(
             Group(
@@ -232,8 +233,8 @@ def _candidate(search: Lineage, node: Node) -> list[RenderableType]:
         )
     for word, gaps in (("better", node.better), ("worse", node.worse)):
         if gaps:
-            title = _bold(f"{plural(len(gaps), 'val row')} {word} than under #{node.parents[0]}")
-            sections.append(Group(title, *map(_gap, gaps)))
+            heading = _bold(f"{plural(len(gaps), 'val row')} {word} than under #{node.parents[0]}")
+            sections.append(Group(heading, *map(_gap, gaps)))
     for name, text in node.prompts.items():
         sections.append(Group(_bold(f"prompt {name!r}"), Text(text)))
     return sections

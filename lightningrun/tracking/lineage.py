@@ -32,9 +32,9 @@ MEANINGS = {
     "seed": "the prompt the search began with",
     "winner": "confirmed against the seed; it ships",
     "best found": "scored best, but the confirmation did not rule out luck; the seed ships",
-    "new best": "better than its parent on training rows, then the best so far on val",
-    "accepted": "better than its parent on training rows, but not the best on val",
-    "rejected": "not better than its parent on training rows",
+    "new best": "good enough on training rows to be scored on val, and the best so far there",
+    "accepted": "good enough on training rows to be scored on val, but not the best there",
+    "rejected": "not good enough on training rows: never scored on val",
     "invalid": "refused before it cost a rollout",
     "duplicate": "the same text as an earlier candidate",
 }
