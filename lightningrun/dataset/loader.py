@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import pkgutil
+import re
 import runpy
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from lightningrun.dataset.files import json_lines
 from lightningrun.dataset.plain import Note, plain_rows
 
 _SAID_BYTES = 2000
-_NOT_THEIRS = (os.path.dirname(os.path.abspath(__file__)), pkgutil.__file__, "<")
+_NOT_THEIRS = re.compile(rf"^<|site-packages|^{re.escape(os.path.dirname(os.path.abspath(__file__)))}|pkgutil\.py$")
 
 
 class LoaderFailed(Exception):
@@ -81,7 +82,7 @@ def _answer(function: str) -> None:
 
 def _explained(error: BaseException) -> str:
     """An exception in one line, with the place in the user's own code."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_THEIRS)]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if _NOT_THEIRS.search(f.filename) is None]
     at = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
     return " ".join(f"{type(error).__name__}: {error}{at}".split())
 

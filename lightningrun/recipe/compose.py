@@ -16,7 +16,7 @@ from lightningrun.errors import Problem
 from lightningrun.recipe.leaks import is_key_like
 from lightningrun.recipe.source import Mark, Node, Refused, parse, read_text
 from lightningrun.recipe.suggest import did_you_mean
-from lightningrun.recipe.trees import KeyPath, dotted
+from lightningrun.recipe.trees import KeyPath, block, dotted
 from lightningrun.secrets import MASK, Masker
 
 _MAX_FILES = 32
@@ -172,6 +172,9 @@ def apply_overrides(composition: Composition, overrides: Sequence[str], masker: 
 
 
 def _lay(composition: Composition, keys: list[str], node: Node, place: str) -> None:
+    splits = block(composition.tree, "task", "data")
+    if keys[:2] == ["task", "data"] and len(keys) > 3 and isinstance(splits.get(keys[2]), str):
+        splits[keys[2]] = {"path": splits[keys[2]]}  # task.data.train.limit=9 of a split that is a bare path
     path: KeyPath = ()
     below: Any = composition.tree
     containers: list[Any] = []
