@@ -58,7 +58,7 @@ WORDS = Words(
     people=("batsmen", "batters"),
 )
 
-_FINE = {"odi_runs": range(2500, 12001, 250), "t20_runs": range(200, 3101, 100), "test_runs": range(2000, 12001, 250)}
+_FINE = {"odi_runs": range(2000, 12001, 500), "t20_runs": range(200, 3101, 200), "test_runs": range(2000, 12001, 500)}
 _ROUND = {
     "odi_runs": range(4000, 10001, 1000),
     "t20_runs": range(400, 2401, 400),
