@@ -8,7 +8,7 @@ WORKERS ?= 2
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-slow lint format schema bench bench-apo clean
+.PHONY: help setup demo test test-slow lint format schema bench bench-apo bench-gateway clean
 
 help:
 	@echo 'make setup      .venv with lightningrun and everything to develop it'

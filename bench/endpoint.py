@@ -52,7 +52,10 @@ class Endpoint:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin1").lower()
                 size = int(head.partition("content-length:")[2].split("\r\n")[0] or 0)
                 body = await reader.readexactly(size)
-                answer = json.dumps(await self.answer(head.split(" ", 2)[1], body)).encode()
+                answer = json.dumps(said := await self.answer(head.split(" ", 2)[1], body)).encode()
+                if b'"stream":true' in body.replace(b" ", b""):
+                    writer.write(streamed(said))
+                    continue
                 writer.write(
                     b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(answer)
                 )
@@ -68,6 +71,7 @@ class Endpoint:
             return {"calls": self.calls, "first": self.first, "last": self.last}
         if path == "/reset":
             self.reset()
+        if not body or path == "/reset":
             return {}
         self.first = self.first or time.time()
         await asyncio.sleep(self.latency_s)
@@ -90,6 +94,20 @@ class Endpoint:
             ],
             "usage": {"prompt_tokens": len(body) // 4, "completion_tokens": 2, "total_tokens": len(body) // 4 + 2},
         }
+
+
+def streamed(completion: dict[str, Any]) -> bytes:
+    """The answer as a stream of its words, all sent at once."""
+    (choice,) = completion["choices"]
+    deltas: list[Any] = [{"role": "assistant", "content": ""}]
+    deltas += [{"content": word + " "} for word in choice["message"]["content"].split(" ")]
+    head = {**completion, "object": "chat.completion.chunk", "usage": None}
+    chunks = [{**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+    chunks.append({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    chunks.append({**head, "choices": [], "usage": completion["usage"]})
+    text = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    body = text.encode()
+    return b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
 
 
 async def main() -> None:
