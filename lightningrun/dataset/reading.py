@@ -102,7 +102,7 @@ class _Reader:
         except OSError as error:
             self.problems.append(self.around.locate(key, f"{key}: cannot be read: {error.strerror}", ""))
         except Missing as error:
-            self.missing.append(str(error))
+            self.missing.append(str(self.around.locate(key, error.message, error.hint)))
         sha = hashlib.sha256()
         for task in tasks:
             weight = f" {task.weight!r}" if config.weights else ""

@@ -139,4 +139,6 @@ def test_a_loader_is_located_before_it_runs_and_a_missing_package_is_not_a_mista
     loader = RECIPE.replace("rows.jsonl", '{python: "mine.py:lod"}')
     assert "r.yaml:4:30: task.data.test.python: mine.py defines no 'lod'" in check(loader)
     by_name = RECIPE.replace("rows.jsonl", '{sql: "SELECT 1", database_env: NO_SUCH_VARIABLE}')
-    assert check(by_name) == ("task.data.test: NO_SUCH_VARIABLE is not set; export the database's URL under it")
+    assert check(by_name) == (
+        "r.yaml:4:21: task.data.test: NO_SUCH_VARIABLE is not set; export the database's URL under it"
+    )
