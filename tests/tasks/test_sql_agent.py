@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tasks.sql_agent.agent import answer, extract_sql
+from tasks.sql_agent.agent import answer, answer_once, extract_sql, gold
 from tasks.sql_agent.reward import DATABASE, execution_match
 from tasks.sql_agent.simulation import student
 
@@ -82,6 +82,21 @@ def test_it_gives_up_after_two_retries_and_reports_the_last_query() -> None:
     assert len(requests) == 3
     assert output["sql"] == "SELECT nope" and "no such column" in output["error"]
     assert execution_match({"sql": "SELECT 1"}, output)["score"] == 0.0
+
+
+def test_the_agent_of_one_call_does_not_repair() -> None:
+    model, requests = _scripted("SELECT runs FROM top_batsmen", "SELECT MAX(odi_runs) FROM top_batsmen")
+    with _endpoint(model) as llm:
+        output = answer_once("Highest?", {"system": "Columns: odi_runs."}, llm, str(DATABASE))
+    assert output == {"sql": "SELECT runs FROM top_batsmen"} and len(requests) == 1
+    assert requests[0]["messages"][0] == {"role": "system", "content": "Columns: odi_runs."}
+
+
+def test_gold_answers_are_paid(all_rows: dict) -> None:
+    for row in all_rows["sft"] + all_rows["rl"]:
+        question, answered = gold(row)
+        assert question["content"] == row["question"]
+        assert execution_match(row, {"sql": extract_sql(answered["content"])})["score"] == 1.0
 
 
 def test_it_answers_the_promised_easy_question_with_the_base_prompt(base_prompt: str) -> None:

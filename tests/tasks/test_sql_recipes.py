@@ -29,3 +29,9 @@ def test_real_models_come_by_two_lines() -> None:
     }
     assert all(model.provider == "litellm" and not model.note and not model.args for model in real.models.values())
     assert real.stages == simulated.stages and real.agent == simulated.agent and real.reward == simulated.reward
+
+
+def test_the_calculator_is_a_task_of_its_own() -> None:
+    loaded = recipe.load(RECIPES / "calculator.yaml", specs=specs()).recipe
+    assert loaded.agent.entrypoint == "tasks.calculator.agent:answer" and "baseline" in loaded.stages
+    assert "simulated" in loaded.models["policy"].note
