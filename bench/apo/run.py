@@ -240,6 +240,18 @@ def numbers_of(text: str) -> list[int]:
     return list(range(int(first), int(end))) if colon else [int(part) for part in text.split(",")]
 
 
+def taking_part(names: Sequence[str], peers: bool) -> list[str]:
+    """Those that can be measured, each setting once: where nothing beat the defaults, tuned is no contestant."""
+    settings: dict[str, str] = {}
+    for name in names:
+        one = contestant(name)
+        if peers or one.engine == "ours":
+            first = settings.setdefault(f"{one.engine} {json.dumps(one.options, sort_keys=True)}", name)
+            if first != name:
+                print(f"{name} is {first}: nothing in its grid was better", file=sys.stderr)
+    return list(settings.values())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worlds", default="100:116", help="100:116 are for development, all others are held out")
@@ -253,7 +265,7 @@ def main() -> None:
     chosen = parser.parse_args()
     numbers, families = numbers_of(chosen.worlds), chosen.families.split(",")
     budgets = [int(text) for text in chosen.budgets.split(",")]
-    names = [name for name in chosen.contestants.split(",") if chosen.peer_python or name.startswith("ours")]
+    names = taking_part(chosen.contestants.split(","), bool(chosen.peer_python))
     measured = Measured(chosen.out)
     with endpoint() as base:
         failures = measure(measured, base, chosen.peer_python, names, families, numbers, budgets, chosen.jobs)
