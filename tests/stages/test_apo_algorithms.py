@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ class Rules(HiddenRules):
     def coach(self, question: str, again: int) -> str:
         if "Do not rewrite anything yet" in question:
             return "\n".join(line for line in question.splitlines() if line.startswith("[feedback]"))
+        if question.startswith("I provided an assistant"):
+            _, current, rest = re.split(r"^```\n|\n```$", question, maxsplit=2, flags=re.MULTILINE)
+            question = f'<current_prompt name="system">\n{current}\n</current_prompt>\n{rest}'
         return super().coach(question, again)
 
 
@@ -78,7 +82,7 @@ async def test_improves_and_tells_how(tmp_path: Path, algorithm: str) -> None:
 @EACH
 async def test_never_ships_worse_than_the_seed_where_nothing_can_be_gained(tmp_path: Path, algorithm: str) -> None:
     worse = 0
-    for number in range(25):
+    for number in range(12):
         world = Rules(number, null=True)
         result, _ = await optimise(world, tmp_path / str(number), options(algorithm, 200), seed=number)
         worse += world.true(result.outputs["prompts"].value) < world.true(world.prompts) - 0.005

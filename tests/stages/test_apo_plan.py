@@ -65,7 +65,7 @@ def test_too_few_rows_to_ever_confirm_are_said() -> None:
 
 
 def test_unknown_options_and_wrong_types_are_refused() -> None:
-    for wrong in ({"budget": {"max_rolouts": 5}}, {"proposals": {"parents": True}}, {"algorithm": "gepa"}):
+    for wrong in ({"budget": {"max_rolouts": 5}}, {"proposals": {"parents": True}}, {"algorithm": "gepo"}):
         with pytest.raises(ValidationError):
             ApoConfig.model_validate({"type": "apo", **wrong})
 

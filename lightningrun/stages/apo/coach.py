@@ -6,7 +6,8 @@ each time, so that asking again can help.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -118,6 +119,15 @@ class Coach:
         text, cut_off = _answer(completion)
         self.cost_usd += session.cost_usd
         return Proposal({}, "", text, tuple(session.refs), cut_off)
+
+
+async def all_of(asked: Sequence[Coroutine[Any, Any, Proposal]]) -> list[Proposal]:
+    """The coach's answers, asked for together. The first error in order is raised once all have come back."""
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    return [answer for answer in answers if isinstance(answer, Proposal)]
 
 
 def write_question(current: Mapping[str, str], failures: Sequence[str]) -> str:

@@ -58,6 +58,14 @@ class BeamConfig(Config):
     batch: int = Field(default=8, ge=1, description="Training rows of the first comparison; each halving doubles them")
 
 
+class GepaConfig(Config):
+    """`gepa`: what the package's own search takes. `proposals`, `acceptance.rule` and `component_selector` hold too."""
+
+    minibatch: int = Field(default=3, ge=1, description="Training rows that a proposal is written from and tested on")
+    selection: Literal["pareto", "current_best"] = Field(default="pareto", description="Which candidate is improved")
+    merge: bool = Field(default=False, description="Put the prompts of two candidates together now and then")
+
+
 class DemosConfig(Config):
     """Examples of good answers at the end of a prompt, taken from rollouts on train that passed."""
 
@@ -119,7 +127,7 @@ class ApoConfig(StageConfig):
     """Automatic prompt optimisation: rewrite prompts from failures, keep what is shown to be better."""
 
     type: Literal["apo"] = "apo"
-    algorithm: Literal["reflective", "textual_gradient_beam", "bootstrap_fewshot"] = "reflective"
+    algorithm: Literal["reflective", "textual_gradient_beam", "bootstrap_fewshot", "gepa"] = "reflective"
     optimize: list[str] = Field(default=[], description="Names in agent.prompts; empty: all of them, together")
     component_selector: Literal["all", "round_robin"] = "all"
     coach: str = Field(default="coach", description="A role in `models`")
@@ -132,6 +140,7 @@ class ApoConfig(StageConfig):
     parent: ParentConfig = ParentConfig()
     proposals: ProposalsConfig = ProposalsConfig()
     beam: BeamConfig = BeamConfig()
+    gepa: GepaConfig = GepaConfig()
     demos: DemosConfig = DemosConfig()
     guards: GuardsConfig = GuardsConfig()
     confirm: ConfirmConfig = ConfirmConfig()
@@ -166,7 +175,10 @@ class ApoConfig(StageConfig):
 
         Examples need a look at as many training rows, and one set of them on val.
         """
-        rows = self.beam.batch if self.algorithm == "textual_gradient_beam" else self.acceptance.batch
+        rows = {
+            "textual_gradient_beam": self.beam.batch,
+            "gepa": self.gepa.minibatch * self.proposals.parents * self.proposals.per_parent,
+        }.get(self.algorithm, self.acceptance.batch)
         compared = min(rows, train_rows) * (1 if self.algorithm == "bootstrap_fewshot" else 2)
         return self.samples * (2 * (val_rows - self.sealed_rows(val_rows)) + compared)
 

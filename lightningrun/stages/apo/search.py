@@ -59,6 +59,12 @@ class Outcome:
     best: Candidate
     proposals: int
     stopped: str
+    glimpsed: int = 0
+
+    @property
+    def scored(self) -> int:
+        """Candidates that val scores were read of, the seed not counted: so often luck was given a chance."""
+        return len(self.pool) - 1 + self.glimpsed
 
 
 class Search(ABC):
@@ -75,12 +81,19 @@ class Search(ABC):
         self.pool = [self.root]
         self.goal = min(setting.config.stop.score, setting.top)
         self.proposals = 0
+        self.glimpsed = 0
+        """Candidates that were dropped for some val scores: for the confirmation they count as scored on val."""
         self._unaccepted = 0
         self._without_best = 0
 
     @abstractmethod
     async def generation(self) -> str:
         """Plan, write, score and book some proposals. Returns why the search must end, or ''."""
+
+    @property
+    def step(self) -> int:
+        """How far the search is: a number that grows whenever the clock is asked for."""
+        return self.proposals
 
     async def run(self) -> Outcome:
         """Search until something ends it. Raises BudgetReached only if not even the seed could be scored."""
@@ -95,7 +108,7 @@ class Search(ABC):
             except BudgetReached as reached:
                 stopped = str(reached)
         self.setting.log.info(f"search ended after {self.proposals} proposals: {stopped}")
-        return Outcome(self.pool, self.best, self.proposals, stopped)
+        return Outcome(self.pool, self.best, self.proposals, stopped, self.glimpsed)
 
     def _reason_to_stop(self) -> str:
         stop = self.config.stop
@@ -107,8 +120,8 @@ class Search(ABC):
             return f"{stop.stall_proposals} proposals in a row were not accepted (stop.stall_proposals)"
         if self.coach.calls_left < 1:
             return "budget.max_coach_calls is spent"
-        if self.setting.out_of_time(self.proposals):
-            self.setting.log.clock_stopped(self.proposals)
+        if self.setting.out_of_time(self.step):
+            self.setting.log.clock_stopped(self.step)
             return "budget.timeout_s is over"
         return ""
 

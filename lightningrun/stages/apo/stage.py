@@ -32,6 +32,7 @@ from lightningrun.types import Artifact, ArtifactKind, Json, Rollout, StageResul
 ALGORITHMS = {
     "reflective": "reflective:Reflective",
     "bootstrap_fewshot": "bootstrap:BootstrapFewshot",
+    "gepa": "gepa_engine:GepaEngine",
     "textual_gradient_beam": "textual_gradient:TextualGradientBeam",
 }
 """``algorithm`` -> the room's class, imported only when it is used."""
@@ -134,7 +135,7 @@ class _Room:
         config = self.config
         rows = self.rows.sealed if config.confirm.mode == "sealed" else self.rows.val
         judged = await confirm(
-            config.confirm, outcome.pool[0], outcome.best, len(outcome.pool) - 1, self.evaluation, rows, config.samples,
+            config.confirm, outcome.pool[0], outcome.best, outcome.scored, self.evaluation, rows, config.samples,
             self.ctx.seed,
         )  # fmt: skip
         self.log.info(judged.reason)

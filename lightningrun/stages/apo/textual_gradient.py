@@ -7,14 +7,12 @@ successive halving. What differs was measured: an edit applies the critiques of 
 
 from __future__ import annotations
 
-import asyncio
 import random
-from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from lightningrun.stages.apo.attempts import Attempt, choose_failures
 from lightningrun.stages.apo.candidates import Candidate
-from lightningrun.stages.apo.coach import Proposal, answer_form, shown_prompts
+from lightningrun.stages.apo.coach import all_of, answer_form, shown_prompts
 from lightningrun.stages.apo.halving import Halving
 from lightningrun.stages.apo.replies import refused
 from lightningrun.stages.apo.search import Setting
@@ -79,6 +77,10 @@ class TextualGradientBeam(Halving):
         return ""
 
     @property
+    def step(self) -> int:
+        return self._rounds
+
+    @property
     def first(self) -> int:
         return min(self.config.beam.batch, len(self.setting.train))
 
@@ -135,15 +137,6 @@ class TextualGradientBeam(Halving):
 def set_of(plan: Sequence[Candidate]) -> list[Candidate]:
     """Each candidate once, in order."""
     return list({one.id: one for one in plan}.values())
-
-
-async def all_of(asked: Sequence[Coroutine[Any, Any, Proposal]]) -> list[Proposal]:
-    """The coach's answers, asked for together. The first error in order is raised once all have come back."""
-    answers = await asyncio.gather(*asked, return_exceptions=True)
-    for answer in answers:
-        if isinstance(answer, BaseException):
-            raise answer
-    return [answer for answer in answers if isinstance(answer, Proposal)]
 
 
 def write_critique_question(current: Mapping[str, str], failures: Sequence[str]) -> str:
