@@ -127,7 +127,8 @@ class ModelService:
         """The role whose name, or else model name, the caller asked for; ``default`` if there is none, or if that is
         the role it stands for."""
         if isinstance(model, str):
-            role = self.roles.get(model) or self._by_model.get(model)
+            own = self.roles.get(default)  # roles may share one model, and a judge's calls are the judge's
+            role = self.roles.get(model) or (own if own and own.config.name == model else self._by_model.get(model))
             if role is not None and role.name != stood_for:
                 return role
         if default in self.roles:
