@@ -41,7 +41,7 @@ GRIDS: dict[str, dict[str, dict[str, Any]]] = {
         "gb8-beam2-val": {"gradient_batch_size": 8, "beam_width": 2, "branch_factor": 2, "val_batch_size": 40},
     },
 }
-TUNED = {"ours": "default", "gepa": "mb8-best", "agentlightning": "gb8-beam1"}
+TUNED = {"ours": "default", "gepa": "mb8-best-all", "agentlightning": "gb8-beam1"}
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class Measured:
         self.lines: dict[Key, dict[str, Any]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         for line in path.read_text().splitlines() if path.exists() else ():
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, KeyError):
                 one = json.loads(line)
                 self.lines[_key(one)] = one
 
@@ -195,12 +195,16 @@ def measure(
                         task = pool.submit(_keep, measured, run_peer(base, peer_python, one, family, chunk, budgets))
                         pending[task] = f"{one.name} {family}-{chunk[0]}..{chunk[-1]}"
         failures = []
-        for done, task in enumerate(as_completed(pending), 1):
-            problem = task.exception()
-            if problem:
-                failures.append(f"{pending[task]}: {problem}")
-            said = "FAILED" if problem else f"{time.monotonic() - began:.0f} s"
-            _progress(f"{done}/{len(pending)} {pending[task]}  {said}", done == len(pending))
+        try:
+            for done, task in enumerate(as_completed(pending), 1):
+                problem = task.exception()
+                if problem:
+                    failures.append(f"{pending[task]}: {problem}")
+                said = "FAILED" if problem else f"{time.monotonic() - began:.0f} s"
+                _progress(f"{done}/{len(pending)} {pending[task]}  {said}", done == len(pending))
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise SystemExit("interrupted; the same command goes on from here") from None
     return failures
 
 
