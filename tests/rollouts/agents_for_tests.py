@@ -202,6 +202,11 @@ def forgiving(output, question, llm):
         return 0.0
 
 
+def asks_by_name(output, llm, model):
+    """Goes by the model's name, which may be that of several roles."""
+    return float(len(ask(f"grade {output}", {**llm, "model": model})) > 0)
+
+
 def stepwise(output, trace, args):
     """Rewards for each call: a third for the first, two thirds for the second, ..."""
     steps = [(number + 1) / 3 for number in range(len(trace) + args.get("more", 0))]

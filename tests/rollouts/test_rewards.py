@@ -114,6 +114,16 @@ async def test_a_judge_is_asked_once_for_one_answer_and_counted_by_itself(tmp_pa
         assert {role: spent["calls"] for role, spent in plant.service.totals().items()} == {"judge": 3, "policy": 3}
 
 
+async def test_a_judge_that_shares_its_model_with_the_policy_is_asked_by_the_models_name(tmp_path: Path) -> None:
+    async with Endpoint("ok") as endpoint:
+        same = {"provider": "openai", "name": "same-model", "base_url": endpoint.base_url}
+        reward = {"function": agent("asks_by_name"), "args": {"model": "same-model"}}
+        models = {"policy": same, "judge": same}
+        async with Plant(tmp_path, recipe({"entrypoint": agent("good")}, reward=reward, models=models)) as plant:
+            await plant.roll(2)
+            assert {role: spent["calls"] for role, spent in plant.service.totals().items()} == {"judge": 2, "policy": 2}
+
+
 async def test_a_judge_has_a_budget_of_its_own(tmp_path: Path) -> None:
     async with Endpoint("ok") as endpoint, Plant(tmp_path, judged_at(endpoint, judge={"max_calls": 4})) as plant:
         with pytest.raises(BudgetReached, match="budget of 4 calls of model 'judge'"):
