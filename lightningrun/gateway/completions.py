@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator
 from lightningrun.gateway.chat import DONE, asks_for_usage
 from lightningrun.gateway.exchange import PASSED, Ask, AskStream, Exchange, event, picked
 from lightningrun.gateway.problems import wrong
+from lightningrun.gateway.said import plain
 from lightningrun.models.provider import Body
 from lightningrun.types import Json
 
@@ -39,7 +40,7 @@ class Completions(Exchange):
         for name, usual in (("suffix", None), ("best_of", self._answers)):
             if body.get(name) not in (None, "", usual):
                 raise wrong(name, "cannot be passed on to a chat model", "unsupported")
-        chat = picked(body, (*PASSED, "max_tokens", "n", "stop"))
+        chat = picked(body, (*PASSED, "max_tokens", "n"))
         if body.get("logprobs") is not None:
             chat.update({"logprobs": True, "top_logprobs": body["logprobs"]})
         return chat
@@ -57,7 +58,7 @@ class Completions(Exchange):
         choices = []
         for number, completion in enumerate(completions):
             for position, choice in enumerate(completion["choices"]):
-                text = choice["message"].get("content") or ""
+                text = plain(choice["message"].get("content"))
                 choices.append(self._choice(number, choice, position, text, echo=True))
         return {**_head(completions[0]), "choices": choices, "usage": _sum([c.get("usage") for c in completions])}
 
@@ -72,7 +73,7 @@ class Completions(Exchange):
                     choices = []
                     for position, choice in enumerate(chunk.get("choices") or ()):
                         index = choice.get("index", position)
-                        text = (choice.get("delta") or {}).get("content") or ""
+                        text = plain((choice.get("delta") or {}).get("content"))
                         choices.append(self._choice(number, choice, position, text, echo=index not in begun))
                         begun.add(index)
                     if choices:

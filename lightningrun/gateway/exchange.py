@@ -81,7 +81,8 @@ def whole(parts: list[Body]) -> Json:
 # fmt: off
 PASSED = (
     "model", "temperature", "top_p", "top_k", "min_p", "seed", "frequency_penalty", "presence_penalty",
-    "repetition_penalty", "logit_bias", "user", "parallel_tool_calls",
+    "repetition_penalty", "logit_bias", "stop", "stop_token_ids", "user", "parallel_tool_calls",
+    "chat_template_kwargs",
 )
 # fmt: on
 """Fields that mean the same in every protocol (or that clients add to any of them)."""

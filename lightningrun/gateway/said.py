@@ -8,7 +8,7 @@ from typing import Literal
 
 from lightningrun.errors import ModelError
 from lightningrun.models.chunks import split
-from lightningrun.models.provider import Body
+from lightningrun.models.provider import Body, dumps
 from lightningrun.types import Json
 
 _TEXTS: tuple[tuple[Literal["reasoning", "text", "refusal"], str], ...] = (
@@ -67,7 +67,7 @@ class Said:
             delta = choice.get("delta") or {}
             logprobs = (choice.get("logprobs") or {}).get("content") or []
             for kind, key in _TEXTS:
-                if text := _plain(delta.get(key)):
+                if text := plain(delta.get(key)):
                     if not self.parts or self.parts[-1].kind != kind:
                         self.parts.append(Part(kind))
                     yield self._grown(self.parts[-1], text, logprobs if kind == "text" else [])
@@ -75,7 +75,7 @@ class Said:
                 function = call.get("function") or {}
                 part = self._tool(call, position)
                 part.name = part.name or function.get("name") or ""
-                yield self._grown(part, function.get("arguments") or "", [])
+                yield self._grown(part, plain(function.get("arguments")), [])
 
     def _tool(self, call: Body, position: int) -> Part:
         index = call.get("index")
@@ -95,7 +95,8 @@ class Said:
         return part, text, logprobs
 
 
-def _plain(content: Json) -> str:
+def plain(content: Json) -> str:
+    """A text, also where a home-made model says it in another way."""
     if isinstance(content, list):
-        return "".join(part.get("text") or "" for part in content)
-    return content or ""
+        return "".join(plain(part.get("text") if isinstance(part, dict) else part) for part in content)
+    return content if isinstance(content, str) else dumps(content).decode() if content else ""

@@ -124,15 +124,10 @@ class Gateway:
         target = _Target.of(request)
         try:
             return await self._routed(request, target)
-        except Problem as error:
-            problem = error
-        except LightningError as error:
-            problem = Problem.of(error)
         except ConnectionError as error:  # the client hung up
             raise asyncio.CancelledError from error
         except Exception as error:
-            _log.exception("the gateway failed")
-            problem = Problem(500, f"the gateway failed: {type(error).__name__}", None, kind="server_error")
+            problem = _problem(error)
         return _json(target.protocol.error(problem), problem.status, _NO_RETRY, self._service.masked)
 
     async def _routed(self, request: web.BaseRequest, target: _Target) -> web.StreamResponse:
@@ -179,11 +174,22 @@ class Gateway:
                 await response.write(first)
                 async for event in events:
                     await response.write(event)
-            except LightningError as error:
-                text = exchange.failed(Problem.of(error)).decode("utf-8", "replace")
+            except ConnectionError:
+                raise
+            except Exception as error:
+                text = exchange.failed(_problem(error)).decode("utf-8", "replace")
                 await response.write(self._service.masked(text).encode("utf-8", "backslashreplace"))
             await response.write_eof()
             return response
+
+
+def _problem(error: Exception) -> Problem:
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, LightningError):
+        return Problem.of(error)
+    _log.error("the gateway failed", exc_info=error)
+    return Problem(500, f"the gateway failed: {type(error).__name__}", None, kind="server_error")
 
 
 def _request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
