@@ -40,6 +40,8 @@ WORLDS_A_PROCESS = 4
 Key = tuple[str, str, str, int, int]
 """Kind (curve, kill, wall), contestant, family, world, budget."""
 KEY_NAMES = ("kind", "contestant", "family", "world", "budget")
+WORLD_OPTIONS: dict[str, float] = {}
+"""What `simulation.py` takes in a model's name, for all contestants alike."""
 TRIAL_FAMILIES = ("additive", "graded", "two_prompts")
 
 
@@ -77,7 +79,8 @@ def _key(line: Mapping[str, Any]) -> Key:
 
 def made_by(one: Contestant) -> str:
     """A digest of the settings and the code behind a measurement."""
-    return hashlib.sha256(f"{json.dumps(one.options, sort_keys=True)}{_code(one.engine)}".encode()).hexdigest()[:12]
+    settings = json.dumps([one.options, WORLD_OPTIONS], sort_keys=True)
+    return hashlib.sha256(f"{settings}{_code(one.engine)}".encode()).hexdigest()[:12]
 
 
 _codes: dict[str, str] = {}
@@ -123,7 +126,11 @@ def run_ours(base: str, one: Contestant, family: str, number: int, budgets: Sequ
         with tempfile.TemporaryDirectory(prefix="lightningrun-bench-apo-") as name:
             folder = Path(name)
             ours.write_project(
-                folder, world, base, f"{world.name}@{run}", {**one.options, "budget": {"max_rollouts": budget}}
+                folder,
+                world,
+                base,
+                f"{world.name}{_suffix()}@{run}",
+                {**one.options, "budget": {"max_rollouts": budget}},
             )
             wall_s = ours.run(folder)
             done = ours.outcome(folder, world)
@@ -143,6 +150,7 @@ def run_peer(
     job = {
         "base": base, "engine": one.engine, "worlds": [f"{family}-{number}" for number in numbers],
         "run": f"{one.name}-{time.time_ns()}".replace(":", "-"), "budget": max(budgets), "options": one.options,
+        "settings": _suffix(),
     }  # fmt: skip
     done = subprocess.run(
         [python, str(HERE / "peers.py"), json.dumps(job)], capture_output=True, text=True, env=ours.environment()
@@ -160,6 +168,10 @@ def run_peer(
                 prompts=mark["prompts"], claim=mark["claim"], rollouts=min(budget, search["rollouts"]), coach=coach,
                 wall_s=search["wall_s"], ended=search["ended"],
             )  # fmt: skip
+
+
+def _suffix() -> str:
+    return "".join(f"+{key}={value:g}" for key, value in WORLD_OPTIONS.items())
 
 
 def _line(one: Contestant, family: str, number: int, budget: int, **what: Any) -> dict[str, Any]:
@@ -266,7 +278,9 @@ def main() -> None:
     parser.add_argument("--peer-python", type=os.path.abspath, help="of a venv with the peers; without it, ours alone")
     parser.add_argument("--out", type=Path, default=RESULTS / "apo.jsonl")
     parser.add_argument("--no-trials", action="store_true", help="no kill and resume, no wall time")
+    parser.add_argument("--odd", type=float, default=0.0, help="share of the coach's answers in an unexpected form")
     chosen = parser.parse_args()
+    WORLD_OPTIONS.update({"odd": chosen.odd} if chosen.odd else {})
     numbers, families = numbers_of(chosen.worlds), chosen.families.split(",")
     budgets = [int(text) for text in chosen.budgets.split(",")]
     names = taking_part(chosen.contestants.split(","), bool(chosen.peer_python))
