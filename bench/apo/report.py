@@ -192,7 +192,7 @@ class Report:
                     panel.set_title(family)
         axes[0][0].set_ylabel("true accuracy")
         axes[1][0].set_ylabel("true accuracy")
-        axes[0][0].legend(fontsize=7, loc="upper left")
+        axes[0][-1].legend(fontsize=7, loc="lower right")
         figure.tight_layout()
         figure.savefig(path)
         pyplot.close(figure)

@@ -34,7 +34,7 @@ import lightningrun
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
-WORLDS_A_PROCESS = 4
+WORLDS_A_PROCESS = 8
 """Peers take seconds to import, so that one process optimises several worlds."""
 
 Key = tuple[str, str, str, int, int]
@@ -125,13 +125,8 @@ def run_ours(base: str, one: Contestant, family: str, number: int, budgets: Sequ
         run = f"{one.name}-{world.name}-{budget}-{time.time_ns()}".lower().replace(":", "-")
         with tempfile.TemporaryDirectory(prefix="lightningrun-bench-apo-") as name:
             folder = Path(name)
-            ours.write_project(
-                folder,
-                world,
-                base,
-                f"{world.name}{_suffix()}@{run}",
-                {**one.options, "budget": {"max_rollouts": budget}},
-            )
+            options = {**one.options, "budget": {"max_rollouts": budget}}
+            ours.write_project(folder, world, base, f"{world.name}{_suffix()}@{run}", options)
             wall_s = ours.run(folder)
             done = ours.outcome(folder, world)
         counted, metrics = stats(base, run), done["metrics"]
