@@ -16,6 +16,7 @@ from typing import Any
 
 from lightningrun.errors import UsageError
 from lightningrun.files import digest, file_digest, verify_folder
+from lightningrun.models.local.folder import content_digest, find, is_output
 from lightningrun.recipe.locate import source_file
 from lightningrun.recipe.model import ModelConfig, Recipe, StageConfig
 from lightningrun.recipe.when import parse as parse_when
@@ -384,6 +385,10 @@ def _model_facts(model: ModelConfig, root: Path) -> dict[str, Json]:
     facts = {name: dumped[name] for name in _MODEL_KEY_FIELDS}
     if model.provider == "python":
         facts["sources"] = _sources(model.name, (), root)
+    if model.provider == "local":
+        facts |= {name: dumped[name] for name in ("dtype", "context")}
+        if not is_output(model.name):
+            facts["weights"] = content_digest(find(model.name))
     return facts
 
 

@@ -26,7 +26,7 @@ from lightningrun.secrets import Masker
 from lightningrun.stages.base import StageContext
 from lightningrun.tracking.journal import RunJournal
 from lightningrun.tracking.story import keep_story
-from lightningrun.types import Json, Rollout, StageResult
+from lightningrun.types import ArtifactKind, Json, Rollout, StageResult
 
 if TYPE_CHECKING:
     from lightningrun.plant import Plant
@@ -129,6 +129,7 @@ class StageRunner:
         result: StageResult | None = None
         try:
             run = self._prepared.specs[plan.type].load()
+            self._serve(plan, plant, known)
             result = await run(self._context(plan, plant, known, building), _inputs(plan, known))
         except GateNotMet as raised:
             error, result = raised, raised.result
@@ -227,6 +228,15 @@ class StageRunner:
                 error=said,
             )
         )
+
+    def _serve(self, plan: StagePlan, plant: Plant, known: Mapping[str, Known]) -> None:
+        """Let the stage's policy answer from the checkpoint among its inputs, or else from the recipe's own."""
+        checkpoint: Path | None = None
+        for name, source in plan.inputs.items():
+            artifact = _inputs(plan, known).get(name)
+            if artifact is not None and artifact.kind is ArtifactKind.MODEL:
+                checkpoint = self._folder.outputs(source.stage) / artifact.path
+        plant.service.serve(self._recipe.stages[plan.id].policy, checkpoint)
 
     def _context(self, plan: StagePlan, plant: Plant, known: Mapping[str, Known], building: Path) -> StageContext:
         config = self._recipe.stages[plan.id]

@@ -104,6 +104,9 @@ class LLMCall:
     protocol: str = ""
     path: str = ""
     cache_key: str = ""
+    sampled: Mapping[str, Json] | None = None
+    """What was sampled, where the provider tells: ``prompt_ids``, ``weights`` (a digest or label), and of each of the
+    ``choices`` its ``ids`` and ``logprobs``: the policy's at the request's temperature, before top-k and top-p."""
 
     def to_json(self) -> dict[str, Json]:
         """Shares the request and the response with this call: not to be changed."""

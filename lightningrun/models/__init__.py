@@ -14,6 +14,7 @@ PROVIDERS: dict[str, str] = {
     "openai": "lightningrun.models.openai_http:OpenAIHttp",
     "litellm": "lightningrun.models.litellm_sdk:LiteLLM",
     "python": "lightningrun.models.python_function:PythonFunction",
+    "local": "lightningrun.models.local.provider:LocalProvider",
 }
 """Provider -> where its class is; each is imported only when a recipe uses it."""
 

@@ -12,6 +12,9 @@ from lightningrun.types import Json, Usage
 Body = dict[str, Json]
 """A chat-completions request or answer, or one chunk of a streamed answer."""
 
+SAMPLED = "_sampled"
+"""Where a provider that knows them puts the ids and log-probabilities of an answer; see ``LLMCall.sampled``."""
+
 BYTES_PER_TOKEN = 4
 """What a token is taken to be where nobody counted: close for English text, too few tokens for other scripts."""
 
@@ -27,8 +30,10 @@ def secret_of(key: str) -> str:
 class Provider(Protocol):
     """What answers chat requests. Raises ``ModelError`` (nothing else) and ends within ``timeout_s``, body included."""
 
-    fingerprint: Json
-    """What, beside the request, decides the answer: part of the cache key."""
+    @property
+    def fingerprint(self) -> Json:
+        """What, beside the request, decides the answer now: part of the cache key."""
+
     secret: str
     """The key it holds, to be kept out of everything written or answered; may be empty."""
 

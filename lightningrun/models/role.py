@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lightningrun.files import digest
 from lightningrun.models.prices import Price, price_of
 from lightningrun.models.provider import Body, Provider
+from lightningrun.types import Json
 
 if TYPE_CHECKING:
     from lightningrun.recipe.model import ModelConfig
@@ -23,10 +24,10 @@ class Role:
         self.config = config
         self.provider = provider
         self.price: Price | None = price_of(config)
-        self.slots = asyncio.Semaphore(config.concurrency)
+        self.slots = asyncio.Semaphore(config.max_batch if config.provider == "local" else config.concurrency)
         self.seed = seed
-        identity = [config.provider, config.name, provider.fingerprint, seed]
-        self._salt = digest(identity).encode()
+        self._fingerprint: Json = None
+        self._salt = b""
         sampling = {"temperature": config.temperature, "top_p": config.top_p}
         self._overrides = {key: value for key, value in sampling.items() if value is not None}
 
@@ -46,7 +47,11 @@ class Role:
         return body
 
     def digest(self, payload: bytes) -> str:
-        """What makes two requests of one owner equal: the model and the body."""
+        """What makes two requests of one owner equal: the model, as it is now, and the body."""
+        if not self._salt or self.provider.fingerprint != self._fingerprint:
+            self._fingerprint = self.provider.fingerprint
+            identity = [self.config.provider, self.config.name, self._fingerprint, self.seed]
+            self._salt = digest(identity).encode()
         return hashlib.sha256(self._salt + payload).hexdigest()[:32]
 
     def bound_usd(self, body: Body, payload: bytes) -> float:

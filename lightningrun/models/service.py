@@ -22,7 +22,7 @@ from lightningrun.models import build
 from lightningrun.models.call_log import CallLog
 from lightningrun.models.chunks import Assembler, split
 from lightningrun.models.ledger import Ledger, Limits
-from lightningrun.models.provider import Body, RefusedRequest, checked, usage_of
+from lightningrun.models.provider import SAMPLED, Body, RefusedRequest, checked, usage_of
 from lightningrun.models.retries import Retries
 from lightningrun.models.role import Role
 from lightningrun.models.session import CallSession, PendingCall
@@ -135,6 +135,21 @@ class ModelService:
             return self.roles[default]
         raise UsageError(f"the recipe has no model {default!r}", where="models", hint=f"it has {', '.join(self.roles)}")
 
+    def serve(self, role: str, checkpoint: Path | None) -> None:
+        """Let ``role`` answer from a checkpoint that a stage made; None: from the one that the recipe names.
+
+        Called between stages, when no call is under way. Raises UsageError if the role's provider serves none.
+        """
+        serve = getattr(self.role_for(role, role).provider, "serve", None)
+        if serve is not None:
+            serve(checkpoint)
+        elif checkpoint is not None:
+            raise UsageError(
+                f"models.{role} cannot answer from the checkpoint of an earlier stage",
+                where=f"models.{role}.provider",
+                hint="provider: local can; or name no `model` among the stage's inputs",
+            )
+
     def knows(self, model: str) -> bool:
         """Whether ``model`` is a role, or the model name of one."""
         return model in self.roles or model in self._by_model
@@ -148,7 +163,8 @@ class ModelService:
             async with self._sending(call) as attempts:
                 complete = _embedding(call.role) if call.protocol == "embeddings" else call.role.provider.complete
                 completion = await attempts.run(partial(complete, call.body, call.payload))
-                self._record(call, completion)
+                sampled = completion.pop(SAMPLED, None)
+                self._record(call, completion, sampled=sampled)
                 return completion
 
     async def stream(self, call: PendingCall) -> AsyncGenerator[Body, None]:
@@ -163,15 +179,17 @@ class ModelService:
         with self._leading(call):
             async with self._sending(call) as attempts:
                 first, chunks = await attempts.run(partial(_opened, call.role, body))
+                sampled = first.pop(SAMPLED, None)
                 async with contextlib.aclosing(chunks):
                     assembled.add(first)
                     yield first
                     async for chunk in chunks:
+                        sampled = chunk.pop(SAMPLED, sampled)
                         assembled.add(chunk)
                         yield chunk
                 if not assembled.finished:
                     raise ModelError("the stream ended in the middle", kind="connection", where=call.role.where)
-                self._record(call, checked(assembled.done(), call.role.where), body)
+                self._record(call, checked(assembled.done(), call.role.where), body, sampled=sampled)
 
     async def _replayed(self, call: PendingCall) -> Body | None:
         """The logged answer to an equal call, waiting for one under way; None if this call must be sent."""
@@ -265,7 +283,14 @@ class ModelService:
         """Record a call that was sent to nobody."""
         self._record(call, None, error=reason)
 
-    def _record(self, call: PendingCall, completion: Body | None, sent: Body | None = None, error: str = "") -> None:
+    def _record(
+        self,
+        call: PendingCall,
+        completion: Body | None,
+        sent: Body | None = None,
+        error: str = "",
+        sampled: Body | None = None,
+    ) -> None:
         session, role = call.session, call.role
         made = call.attempts.made if call.attempts else 0
         usage = usage_of(completion, call.payload) if completion is not None else Usage()
@@ -291,6 +316,7 @@ class ModelService:
                 protocol=call.protocol,
                 path=call.path,
                 cache_key=call.key,
+                sampled=sampled,
             )
         )
         if call.reservation is not None:

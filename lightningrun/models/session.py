@@ -142,7 +142,7 @@ class CallSession:
         digest = role.digest(payload)
         occurrence = self._asked.get(digest, 0)
         self._asked[digest] = occurrence + 1
-        if role.config.provider == "python":
+        if role.config.provider in ("python", "local"):
             body["seed"] = _seed(role.seed, body.get("seed"), self.sample, occurrence)
         return PendingCall(self, role, body, payload, digest, occurrence, agent, protocol, path)
 

@@ -25,8 +25,12 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _RECIPE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_PACKAGES = {"openai": "aiohttp", "litellm": "litellm"}
-"""Provider -> the package it needs."""
+_PACKAGES = {
+    "openai": ("aiohttp", "aiohttp"),
+    "litellm": ("litellm", "litellm"),
+    "local": ("torch", "'lightningrun[train]'"),
+}
+"""Provider -> the package it needs, and what pip installs it with."""
 
 
 class StageType(Protocol):
@@ -63,6 +67,7 @@ def check(
     composition = replace(loaded.composition, problems=[])
     check_callables(loaded.resolved, composition, root or Path.cwd(), set())
     check_stages(loaded.resolved, loaded.recipe.stages, specs, composition, set())
+    _check_checkpoints(loaded.recipe, specs, composition, os.environ if environ is None else environ)
     missing = _missing(loaded.recipe, composition, os.environ if environ is None else environ)
     return Report(tuple(composition.problems), tuple(missing))
 
@@ -72,13 +77,41 @@ def _missing(recipe: Recipe, composition: Composition, environ: Mapping[str, str
         if model.api_key_env is not None and not environ.get(model.api_key_env):
             path = ("models", role, "api_key_env")
             yield composition.problem(path, f"models.{role}: {model.api_key_env} is not set", "export the key under it")
-        package = _PACKAGES.get(model.provider)
-        if package is not None and importlib.util.find_spec(package) is None:
+        package, distribution = _PACKAGES.get(model.provider, ("", ""))
+        if package and importlib.util.find_spec(package) is None:
             path = ("models", role, "provider")
-            yield composition.problem(path, f"models.{role}: {package} is not installed", f"pip install {package}")
+            yield composition.problem(path, f"models.{role}: {package} is not installed", f"pip install {distribution}")
     command = recipe.agent.command
     if command is not None and shutil.which(command[0]) is None:
         yield composition.problem(("agent", "command"), f"agent.command: there is no program '{command[0]}'")
+
+
+def _check_checkpoints(recipe: Recipe, specs: Specs, composition: Composition, environ: Mapping[str, str]) -> None:
+    """Local models are on disk, or a stage makes them."""
+    made = [
+        f"{stage}.{output}"
+        for stage, config in recipe.stages.items()
+        if config.type in specs
+        for output, kind in specs[config.type].produces.items()
+        if kind is ArtifactKind.MODEL
+    ]
+    home = Path(environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    hub = Path(environ.get("HF_HUB_CACHE") or home / "hub")
+    for role, model in recipe.models.items():
+        if model.provider != "local" or model.name in made:
+            continue
+        folder = Path(model.name).expanduser()
+        cached = hub / f"models--{model.name.replace('/', '--')}" / "snapshots"
+        if (folder / "config.json").is_file() or (model.name.count("/") == 1 and cached.is_dir()):
+            continue
+        message = f"models.{role}.name: {model.name!r} is no checkpoint"
+        if folder.is_dir():
+            message += ": config.json is not in that folder"
+        hint = did_you_mean(model.name, made) or (
+            "name a folder with config.json and model.safetensors, a hub model that is downloaded, "
+            "or what a stage makes, as in sft.model"
+        )
+        composition.note(("models", role, "name"), message, hint)
 
 
 def check_names(tree: Mapping[str, Any], composition: Composition) -> None:

@@ -197,9 +197,10 @@ class PriceConfig(Config):
 class ModelConfig(Config):
     """What answers the chat requests of one role."""
 
-    provider: Literal["openai", "litellm", "python"]
+    provider: Literal["openai", "litellm", "python", "local"]
     name: str = Field(min_length=1)
-    """The provider's name of the model; for ``python``: ``module:callable``."""
+    """The provider's name of the model; for ``python``: ``module:callable``; for ``local``: the folder of a checkpoint,
+    a hub id that is on disk, or ``<stage>.model``."""
     base_url: str | None = None
     api_key_env: str | None = None
     """The environment variable that holds the key. The key itself never stands in a recipe."""
@@ -216,6 +217,14 @@ class ModelConfig(Config):
     """Calls of this role in the whole run; the budget of a judge, say."""
     args: dict[str, Any] = {}
     """For ``python``: bound to the callable first."""
+    device: str = "auto"
+    """For ``local``: auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """For ``local``: auto is bfloat16 on a GPU, else float32."""
+    max_batch: int = Field(default=256, ge=1)
+    """For ``local``, in place of ``concurrency``: completions that are decoded together."""
+    context: int | None = Field(default=None, ge=16)
+    """For ``local``: tokens of a prompt and its completion together, if fewer than the checkpoint allows."""
     price: PriceConfig | None = None
     extra: dict[str, Any] = {}
     """Further fields of the request body."""
@@ -240,6 +249,9 @@ class ModelConfig(Config):
     def _fits_provider(self) -> ModelConfig:
         if self.args and self.provider != "python":
             raise ValueError(f"'args' are for provider python; for {self.provider} use 'extra'")
+        remote, local = {"base_url", "api_key_env", "concurrency"}, {"device", "dtype", "max_batch", "context"}
+        if odd := sorted(self.model_fields_set & (remote if self.provider == "local" else local)):
+            raise ValueError(f"'{odd[0]}' is not for provider {self.provider}")
         if self.provider == "openai" and self.base_url is None and self.api_key_env is None:
             raise ValueError("provider openai needs 'api_key_env', or the 'base_url' of an endpoint that takes no key")
         return self

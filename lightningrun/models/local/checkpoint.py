@@ -6,13 +6,14 @@ is verified before it is loaded.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,37 +23,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightningrun.errors import UsageError
-from lightningrun.files import MANIFEST, commit_folder, digest, disk_errors, file_digest, inside, verify_folder
+from lightningrun.files import MANIFEST, commit_folder, disk_errors, inside, verify_folder
 from lightningrun.models.local.decoder import Decoder, Shape, initialise
-from lightningrun.models.local.tokenizer import TOKENIZER_FILES, ChatTokenizer
+from lightningrun.models.local.folder import content_digest, find
+from lightningrun.models.local.tokenizer import ChatTokenizer
+
+__all__ = ["content_digest", "find", "load", "read_shape", "save", "scratch", "weights_digest"]
 
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 _WEIGHTS = "model.safetensors"
 _NUMBERS = ("width", "layers", "heads", "kv_heads", "head_dim", "feed_forward", "context")
 _SIZES = {"tiny": (96, 2, 3, 3, 32, 256, 1024), "small": (256, 6, 8, 4, 32, 704, 2048)}
 """Sizes of models made from nothing: about 290 thousand and 5 million parameters. vLLM wants heads of 32 or more."""
-
-
-def find(name: str, where: str = "") -> Path:
-    """The folder of a checkpoint: a path, or the id of a hub model that is on disk already. Raises UsageError."""
-    folder = Path(name).expanduser()
-    if (folder / "config.json").is_file():
-        return folder.resolve()
-    if folder.is_dir():
-        raise UsageError(f"{name} holds no checkpoint: config.json is not in it", where=where)
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        from huggingface_hub import snapshot_download
-
-        try:
-            return Path(snapshot_download(name, local_files_only=True))
-        except Exception:  # its errors have no common class; each means that the model is not here
-            pass
-    raise UsageError(
-        f"there is no checkpoint {name!r} on this machine",
-        where=where,
-        hint="name a folder with config.json and model.safetensors, download a hub model first (`hf download ...`), "
-        "or let an earlier stage make one and take its `model` output",
-    )
 
 
 def scratch(tokenizer: ChatTokenizer, *, family: str = "llama", size: str = "tiny", seed: int = 0) -> Decoder:
@@ -84,9 +66,9 @@ def save(
             weights = {name: weight.detach().cpu().contiguous() for name, weight in decoder.state_dict().items()}
             try:
                 save_file(weights, building / _WEIGHTS, {"format": "pt"})
-            except SafetensorError as error:  # it wraps the system's error and loses its number
-                free = shutil.disk_usage(building).free
-                raise OSError(28, f"{error}; {free >> 20} MiB are free") from error
+            except SafetensorError as error:  # it wraps the system's error, number and all, in words
+                number = re.search(r"os error (\d+)", str(error))
+                raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
             _write_json(building / "config.json", _config(decoder))
             _write_json(building / "generation_config.json", dict(decoder.shape.special))
             if tokenizer is not None:
@@ -127,13 +109,6 @@ def load(folder: Path, *, device: str | torch.device = "cpu", dtype: torch.dtype
     return decoder.requires_grad_(True)
 
 
-def content_digest(folder: Path) -> str:
-    """Hex digest (16) of what decides a checkpoint's answers: its weights, configuration and tokenizer."""
-    names = [path.name for path in folder.iterdir() if path.suffix == ".safetensors"]
-    names += [name for name in ("config.json", "generation_config.json", *TOKENIZER_FILES) if (folder / name).is_file()]
-    return digest({name: file_digest(folder / name) for name in names})[:16]
-
-
 def weights_digest(state: Mapping[str, Tensor]) -> str:
     """Hex digest (16) of tensors by name, wherever they are; a gigabyte takes about a second."""
     sha = hashlib.sha256()
@@ -170,6 +145,9 @@ def read_shape(folder: Path) -> Shape:
             tied=config.get("tie_word_embeddings", False),
             special=_special(folder, config),
         )
+        numbers = {name: getattr(shape, name) for name in ("vocab", *_NUMBERS)}
+        if not all(isinstance(number, int) and number > 0 for number in numbers.values()):
+            raise ValueError(f"{numbers} are not all numbers of 1 or more")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"config.json cannot be used: {type(error).__name__}: {error}", where=where) from error
     return shape
@@ -268,8 +246,3 @@ def _derived(name: str, shape: Shape) -> bool:
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
-
-
-def describe(shape: Shape) -> dict[str, Any]:
-    """The shape as JSON, for journals."""
-    return {key: value for key, value in asdict(shape).items() if key != "special"}

@@ -19,9 +19,6 @@ from lightningrun.models.local.packing import Packed
 
 Family = Literal["llama", "qwen2"]
 
-_LOGITS_AT_ONCE = 1 << 26
-"""Logits held for one backward pass; more of them are computed in pieces, and again in the backward pass."""
-
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -118,6 +115,9 @@ class _Body(nn.Module):
 class Decoder(nn.Module):
     """``state_dict()`` has the names and shapes of ``LlamaForCausalLM`` / ``Qwen2ForCausalLM``."""
 
+    logits_at_once = 1 << 26
+    """Logits held for one backward pass; more of them are computed in pieces, and again in the backward pass."""
+
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
@@ -162,7 +162,7 @@ class Decoder(nn.Module):
         """As ``log_probs``, and the entropy (nats) of the distribution that each target was drawn from, [targets]."""
         packed = packed.to(self.device)
         states = self.hidden(packed.ids, packed.positions, packed.attend).flatten(0, 1)[packed.sources]
-        block = max(1, _LOGITS_AT_ONCE // self.shape.vocab)
+        block = max(1, self.logits_at_once // self.shape.vocab)
         if len(states) <= block:
             logp, entropies = _score(states, self.head, packed.targets, temperature, entropy)
             return logp, entropies if entropy else None

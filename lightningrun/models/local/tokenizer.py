@@ -21,7 +21,6 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from lightningrun.errors import UsageError
 from lightningrun.models.local.template import CHAT_TEMPLATE
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 _MARKS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 _WORDS = {
@@ -111,10 +110,12 @@ class ChatTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, special tokens recognised, none added."""
-        return self.backend.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        return ids
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        return self.backend.decode(list(ids), skip_special_tokens=skip_special)
+        text: str = self.backend.decode(list(ids), skip_special_tokens=skip_special)
+        return text
 
     def render(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None, *, generate: bool = True
