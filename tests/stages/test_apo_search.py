@@ -55,11 +55,11 @@ async def test_repairs_the_prompt_from_feedback_and_says_how(tmp_path: Path) -> 
     assert [event["id"] for event in candidates[:2]] == [0, 1]
     assert candidates[0]["verdict"] == "seed"
     assert candidates[-1]["verdict"] == "promoted"
-    accepted = next(event for event in candidates if event["verdict"] == "accepted")
+    accepted = next(event for event in candidates if event["verdict"] == "accepted" and event["val"])
     assert accepted["val"]["n"] == 30
     assert accepted["acceptance"]["after"] > accepted["acceptance"]["before"]
     assert "+" in accepted["diff"]
-    assert accepted["critique"] == "Some rules were missing.\n\nSome rules were missing."
+    assert set(accepted["critique"].split("\n\n")) == {"Some rules were missing."}
     assert all(ctx.service.read(ref).owner == f"coach:{accepted['id']}" for ref in accepted["coach"])
     curve = [event["values"]["val_reward"] for event in told(ctx, "metric")]
     assert curve == sorted(curve)
@@ -83,10 +83,10 @@ async def test_never_ships_worse_than_the_seed_where_nothing_can_be_gained(tmp_p
         promoted += bool(result.metrics["promoted"])
         seed = world.true(world.prompts)
         regressed += world.true(result.outputs["prompts"].value) < seed - 0.005
-        tried += int(result.metrics["candidates"]) - 1
+        tried += int(result.metrics["proposals"])
     assert regressed <= 1
     assert promoted <= 6
-    assert tried > 10
+    assert tried > 60
 
 
 @pytest.mark.parametrize("more", [{}, {"proposals": {"parents": 2, "per_parent": 2}}], ids=["one", "generation"])

@@ -34,13 +34,21 @@ class AcceptanceConfig(Config):
     batch: int = Field(default=8, ge=1, description="Training rows on which parent and child are compared")
     source: Literal["uniform"] = Field(default="uniform", description="Failures only would let any child pass by luck")
     rule: Literal["strict_improvement", "no_worse"] = "strict_improvement"
+    steps: int = Field(default=5, ge=1, description="Accepted one after the other before the newest is scored on val")
+    good: float = Field(
+        default=0.6,
+        ge=0,
+        le=1,
+        description="From this mean on (share of the reward's range) `most` holds and steps is 1",
+    )
+    most: int = Field(default=40, ge=1, description="Rows of a comparison that fewer do not decide")
 
 
 class ParentConfig(Config):
     """Which candidate is improved next."""
 
     strategy: Literal["epsilon_greedy", "pareto", "current_best"] = "epsilon_greedy"
-    epsilon: float = Field(default=0.2, ge=0, le=1)
+    epsilon: float = Field(default=0.2, ge=0, le=1, description="Share of other parents once proposals are in vain")
 
 
 class ProposalsConfig(Config):
@@ -110,7 +118,7 @@ class StopConfig(Config):
 
     score: float = Field(default=1.0, description="A val mean that cannot or need not be improved")
     patience: int = Field(default=15, ge=1, description="Candidates scored on val without a new best")
-    stall_proposals: int = Field(default=20, ge=1, description="Proposals in a row that were not accepted")
+    stall_proposals: int = Field(default=40, ge=1, description="Proposals in a row that were not accepted")
 
 
 class ReportConfig(Config):
@@ -271,7 +279,7 @@ def _mistakes(config: ApoConfig, recipe: Recipe, rows: Mapping[str, int]) -> lis
 
 SPEC = StageSpec(
     type="apo",
-    version=1,
+    version=2,
     summary="optimise prompts from failures, and confirm the winner",
     config=ApoConfig,
     consumes={"prompts": ArtifactKind.PROMPTS},

@@ -1,8 +1,8 @@
 """The last word of a search: the winner replaces the seed only if it is better beyond chance and beyond luck.
 
 Searching is choosing the best of many noisy scores, so that the winner's own score flatters it. ``corrected`` divides
-alpha by the number of candidates that were scored on all of val; ``sealed`` tests on val rows that the search never
-read; ``fresh`` tests on new samples of the val rows.
+alpha by how often luck was given a chance on val; ``sealed`` tests on val rows that the search never read; ``fresh``
+tests on new samples of the val rows.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ async def confirm(
     config: ConfirmConfig,
     seed: Candidate,
     winner: Candidate,
-    scored: int,
+    trials: float,
     evaluation: Evaluation,
     rows: Sequence[Task],
     samples: int,
     rng_seed: int,
 ) -> Confirmation:
-    """Judge ``winner`` against ``seed``. ``scored`` candidates (seed not counted) had all of val; ``rows`` are the
-    sealed rows in ``sealed`` mode, the val rows otherwise."""
+    """Judge ``winner`` against ``seed``. ``trials``: how many chances luck had on val, that is candidates scored on all
+    of it, or fewer where they had to pass something before. ``rows``: the sealed ones in ``sealed`` mode, else val."""
     if winner.id == seed.id:
         return Confirmation(False, 1.0, config.alpha, "no candidate scored better than the seed")
     threshold = config.alpha
@@ -54,19 +54,21 @@ async def confirm(
             gaps = differences(seed.val or {}, evaluation.scores(again))
         else:
             gaps = differences(seed.val or {}, winner.val or {})
-            threshold = config.alpha / max(1, scored)
+            threshold = config.alpha / trials
     except BudgetReached as reached:
         return Confirmation(False, 1.0, threshold, f"the confirmation could not be paid for: {reached}")
     if config.mode == "none":
         return Confirmation(True, paired_p_value(gaps, rng_seed), 1.0, "shipped unconfirmed: confirm.mode is none")
-    return _judge(config, gaps, threshold, scored, rng_seed)
+    return _judge(config, gaps, threshold, trials, rng_seed)
 
 
-def _judge(config: ConfirmConfig, gaps: Sequence[float], threshold: float, scored: int, rng_seed: int) -> Confirmation:
+def _judge(
+    config: ConfirmConfig, gaps: Sequence[float], threshold: float, trials: float, rng_seed: int
+) -> Confirmation:
     p_value = paired_p_value(gaps, rng_seed)
     gain = sum(gaps) / len(gaps) if gaps else 0.0
     beyond_luck = p_value <= threshold
-    of = f"{config.alpha:g}/{scored} candidates" if config.mode == "corrected" else f"{config.mode} rows"
+    of = f"{config.alpha:g}/{trials:g} trials on val" if config.mode == "corrected" else f"{config.mode} rows"
     wins, losses = sum(gap > 1e-9 for gap in gaps), sum(gap < -1e-9 for gap in gaps)
     evidence = (
         f"{gain:+.3f} on {len(gaps)} rows ({wins} better, {losses} worse): p={p_value:.2g} "

@@ -108,7 +108,7 @@ class SearchLog:
             attempt.answers,
             attempt.acceptance,
         )
-        if attempt.verdict == "accepted":
+        if attempt.verdict == "accepted" and attempt.candidate.val:
             self.prompts(attempt.candidate, attempt.components, "candidate")
 
     def verdict(self, winner: Candidate, seed: Candidate, components: Sequence[str], promoted: bool, reason: str,

@@ -1,23 +1,31 @@
-"""Reflective prompt search: rewrite from failures, accept on a uniform batch, keep what scores best on val.
+"""Reflective prompt search: rewrite from failures, climb on training rows, let val decide what is kept.
 
 The loop is GEPA's (Agrawal et al., 2025) in its outline: a coach reads traces of failures and rewrites. It differs in
-what was measured to matter: a proposal is written in two rounds from all that is known of the parent's failures,
-acceptance is on a uniform batch of training rows, the parent is the best so far except in a share ``epsilon`` of
-cases, and rollouts left at the end go to proposals that just missed acceptance.
+what was measured to matter. A rewrite that beats its parent on a uniform batch of training rows is improved further at
+once; val is paid for the newest of several such steps, not for each, so that most rollouts buy steps and few
+candidates share the confirmation's alpha. Where there is little left to gain, a rewrite is compared on more rows, as
+many as it takes to tell, and each one accepted is scored on val. Whether it replaces the best is decided by every row
+that both have had.
 """
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Sequence
 
-from lightningrun.stages.apo.attempts import Attempt, choose_failures, failures, in_shares
-from lightningrun.stages.apo.candidates import Candidate, choose_parent
-from lightningrun.stages.apo.coach import Proposal
+from lightningrun.stages.apo.attempts import Attempt
+from lightningrun.stages.apo.candidates import Candidate, choose_parent, differences
 from lightningrun.stages.apo.evaluation import Job, means
-from lightningrun.stages.apo.search import Search, Setting
-from lightningrun.types import Rollout
+from lightningrun.stages.apo.search import Search, Setting, both
+from lightningrun.stages.apo.writing import Writer
+from lightningrun.stages.statistics import mean
+
+LEAST_ROWS = 4
+"""Near the end of the budget a rewrite is compared on fewer rows than it should be, but not on fewer than these."""
+SURE = 2.0
+"""A lead of so many rows ends a comparison early."""
+STALLED = 5
+"""After so many proposals in vain the candidate that they come from is scored on val: does it deserve them?"""
 
 
 class Reflective(Search):
@@ -25,174 +33,224 @@ class Reflective(Search):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        self._near_misses: list[Attempt] = []
+        self.lead = self.root
+        """The candidate to improve next: the best as far as training rows tell."""
+        self._steps = 0
+        self._compared = 0
+        self._unscored: list[Attempt] = []
+        self._by_child: dict[int, Attempt] = {}
+        self._writer = Writer(setting, self.failures, self._is_good)
 
-    async def _second_look(self) -> None:
-        """Spend what pays for no further proposal on near misses: as good as their parents on the batch, last first."""
-        cost = len(self.setting.val) * self.config.samples
-        while self._near_misses and self.best.val_mean < self.goal and cost <= self.evaluation.budget.free:
-            attempt = self._near_misses.pop()
-            attempt.verdict, attempt.reason = "accepted", f"{attempt.reason}; scored with what was left of the budget"
-            await self.score([attempt])
-            self.settle(attempt)
-            self.log_curve()
+    @property
+    def trials(self) -> float:
+        """How often luck was given a chance on val. Whoever is no better than its parent passes the comparison that
+        comes before at most half of the time, so that one proposal is half a trial."""
+        return min(len(self.pool) - 1, self._compared / 2)
 
     async def generation(self) -> str:
-        """Plan, propose, accept and score one generation. Returns why the search must end, or ''."""
+        """Plan, write, compare and book one generation. Returns why the search must end, or ''."""
+        if self._unaccepted >= STALLED and self._can_pay_val(2):
+            await self._validate()
         attempts = self._plan()
         if not attempts:
-            await self._second_look()
             return "budget.max_rollouts: what is left does not pay for another proposal on val"
-        await self.evaluation.run(job for one in attempts for job in self._batch_jobs(one.parent, one))
-        for parent in {one.parent.id: one.parent for one in attempts}.values():
-            if not await self._find_failures(parent, attempts):
-                return "no failure of the parent on the training rows that could be paid for"
+        if not await self._find_failures(attempts):
+            return "no failure of the parent on the training rows that could be paid for"
+        batches = [job for one in attempts for job in self.jobs(one.parent, one.batch)]
+        await both(self._writer.write(attempts), self.evaluation.run(batches))
         for attempt in attempts:
             self._leave_room(attempt)
-        await self._propose(attempts)
-        await self._accept([one for one in attempts if one.child])
+        await self._compare([one for one in attempts if one.child])
         for attempt in attempts:
             self.settle(attempt)
+        await self._follow([one for one in attempts if one.verdict == "accepted"])
         self.log_curve()
         return ""
 
+    async def finish(self) -> None:
+        """Spend what pays for no further proposal on val: the lead, others that were accepted, then those that were as
+        good as the best."""
+        await self._validate()
+        waiting = [one for one in self._unscored if one.verdict == "accepted" or one.parent is self.best]
+        waiting.sort(key=lambda one: (one.verdict == "accepted", one.index))
+        while waiting and self.best.val_mean < self.goal and self._can_pay_val():
+            attempt = waiting.pop()
+            self._compared += attempt.verdict != "accepted"
+            attempt.verdict = "accepted"
+            attempt.reason += "; scored with what was left of the budget"
+            await self._score([attempt])
+
     def _plan(self) -> list[Attempt]:
-        """As many proposals as the budget bears in the worst case: each accepted and scored on all of val."""
+        """As many proposals as the budget bears in the worst case, val for what comes of them included."""
         attempts: list[Attempt] = []
-        free = self.evaluation.budget.free
+        free = self.evaluation.budget.free - self._val_price()
         wanted = self.config.proposals.parents * self.config.proposals.per_parent
         rng = random.Random(f"{self.setting.seed}/parents/{self.proposals}")
         parent = self.root
         for number in range(int(min(wanted, self.coach.calls_left))):
             if number % self.config.proposals.per_parent == 0:
                 strategy = self.config.parent
-                parent = choose_parent(self.pool, self.best, strategy.strategy, strategy.epsilon, rng)
+                epsilon = strategy.epsilon if self._unaccepted >= STALLED else 0.0
+                parent = choose_parent(self.pool, self.lead, strategy.strategy, epsilon, rng)
             attempt = self._attempt(self.proposals + 1, parent, free)
             if attempt is None:
                 break
-            free -= self._worst_cost(attempt)
+            free -= self._price(attempt) + (self._val_price() if self._scores_each else 0)
             attempts.append(attempt)
             self.proposals += 1
         return attempts
 
     def _attempt(self, index: int, parent: Candidate, free: int) -> Attempt | None:
-        """A proposal that ``free`` rollouts pay for; near the end on training rows that the parent has had already."""
+        """A proposal that ``free`` rollouts pay for; near the end on rows that the parent has had, or on fewer."""
         rng = random.Random(f"{self.setting.seed}/proposal/{index}")
-        size = min(self.config.acceptance.batch, len(self.setting.train))
         components = list(self.setting.optimize)
         if self.config.component_selector == "round_robin":
             components = [components[(index - 1) % len(components)]]
-        known = [task for task in self.setting.train if not self.evaluation.missing(self.jobs(parent, [task]))]
-        for rows in (self.setting.train, known):
-            if len(rows) >= size:
-                attempt = Attempt(index, parent, components, rng.sample(rows, size), rng)
-                if self._worst_cost(attempt) <= free:
+        train = self.setting.train
+        known = [task for task in train if not self.evaluation.missing(self.jobs(parent, [task]))]
+        size = min(self.config.acceptance.batch, len(train))
+        less = max(min(LEAST_ROWS, size), min(size, free // self.config.samples))
+        for rows, count in ((train, size), (known, size), (known, less)):
+            if len(rows) >= count:
+                attempt = Attempt(index, parent, components, rng.sample(rows, count), rng)
+                if self._price(attempt) <= free:
                     return attempt
         return None
 
-    def _worst_cost(self, attempt: Attempt) -> int:
-        unpaid = len(self.evaluation.missing(self._batch_jobs(attempt.parent, attempt)))
-        return unpaid + (len(attempt.batch) + len(self.setting.val)) * self.config.samples
+    def _price(self, attempt: Attempt) -> int:
+        """Rollouts of the first comparison."""
+        unpaid = len(self.evaluation.missing(self.jobs(attempt.parent, attempt.batch)))
+        return unpaid + len(attempt.batch) * self.config.samples
+
+    def _val_price(self, times: int = 1) -> int:
+        return times * len(self.setting.val) * self.config.samples
+
+    def _can_pay_val(self, times: int = 1) -> bool:
+        return self._val_price(times) <= self.evaluation.budget.free
+
+    @property
+    def _scores_each(self) -> bool:
+        """Parents from the Pareto frontier need val scores of all candidates."""
+        return self.config.parent.strategy == "pareto"
+
+    async def _find_failures(self, attempts: Sequence[Attempt]) -> bool:
+        """Run parents on training rows until enough of their failures are known for the coach, or enough was looked at:
+        first on the rows of the comparison, then on others that the budget can spare.
+
+        Returns whether any failure of each is known.
+        """
+        spared = sum(self._price(one) for one in attempts) + self._val_price()
+        for attempt in attempts:
+            parent = attempt.parent
+            rng = random.Random(f"{self.setting.seed}/failures/{attempts[0].index}/{parent.id}")
+            while not self._knows_enough(parent):
+                more = self.evaluation.missing(self.jobs(parent, attempt.batch))
+                if not more:
+                    fresh = [t for t in self.setting.train if self.evaluation.missing(self.jobs(parent, [t]))]
+                    more = self.jobs(parent, rng.sample(fresh, min(len(fresh), self.config.acceptance.batch)))
+                    if not more or len(more) + spared > self.evaluation.budget.free:
+                        break
+                await self.evaluation.run(more)
+            if not self.failures(parent):
+                return False
+        return True
+
+    def _knows_enough(self, parent: Candidate) -> bool:
+        known, failed = len(self.evaluation.of(parent, self.config.train)), len(self.failures(parent))
+        looked_enough = known >= 2 * self.config.acceptance.batch * self.config.samples
+        return failed >= self.config.reflection.batch or (failed > 0 and looked_enough)
 
     def _leave_room(self, attempt: Attempt) -> None:
         """On a batch that the parent solves whole no child can do better: one row gives way to a known failure."""
-        known = failures(self.evaluation.rollouts(self._batch_jobs(attempt.parent, attempt)), self.setting.top)
-        if not known:
-            failed = {rollout.task_id for rollout in self.failures(attempt.parent)}
+        failed = {rollout.task_id for rollout in self.failures(attempt.parent)}
+        if not any(task.id in failed for task in attempt.batch):
             attempt.batch[-1] = attempt.rng.choice([task for task in self.setting.train if task.id in failed])
 
-    async def _find_failures(self, parent: Candidate, generation: Sequence[Attempt]) -> bool:
-        """Run a parent on further training rows until a reflection batch of failures is known, or enough was looked at.
+    def _is_good(self, candidate: Candidate) -> bool:
+        """Whether a candidate does well by what is known of it on train."""
+        known = [one.score for one in self.evaluation.of(candidate, self.config.train) if one.score is not None]
+        return bool(known) and mean(known) >= self.setting.bottom + self.config.acceptance.good * self.setting.span
 
-        Only with rollouts that the generation will not need. Returns whether any failure is known.
-        """
-        needed = sum((len(one.batch) + len(self.setting.val)) * self.config.samples for one in generation)
-        rng = random.Random(f"{self.setting.seed}/failures/{generation[0].index}/{parent.id}")
-        step = max(1, self.config.acceptance.batch // 2)
-        while True:
-            failures = len(self.failures(parent))
-            fresh = [task for task in self.setting.train if self.evaluation.missing(self.jobs(parent, [task]))]
-            looked_at = len(self.setting.train) - len(fresh)
-            enough = failures >= self.config.reflection.batch or looked_at >= 2 * self.config.acceptance.batch
-            more = self.jobs(parent, rng.sample(fresh, min(len(fresh), step)))
-            if (enough and failures) or not more or len(more) + needed > self.evaluation.budget.free:
-                return failures > 0
-            await self.evaluation.run(more)
+    async def _compare(self, attempts: Sequence[Attempt]) -> None:
+        """Compare each child with its parent on the same rows; with a good parent on more and more of them."""
+        self._compared += len(attempts)
+        undecided = list(attempts)
+        while undecided:
+            await self.evaluation.run(job for one in undecided for job in self._batch_jobs(one))
+            undecided = [one for one in undecided if not self._decided(one)]
+            undecided = [one for one in undecided if self._more_rows(one, len(undecided))]
 
-    def _mostly_fails(self, parent: Candidate) -> bool:
-        """Whether there is still much to be said; a parent that mostly succeeds is changed with more care."""
-        known = [one for one in self.evaluation.of(parent, self.config.train) if one.status.scored]
-        return 2 * len(self.failures(parent)) > len(known)
+    def _decided(self, attempt: Attempt) -> bool:
+        """Write down how the child compares with its parent. Returns whether more rows would tell no more."""
+        jobs = (self.jobs(who, attempt.batch) for who in (attempt.parent, self.child(attempt)))
+        before, after, rows = means(*(self.evaluation.scores(each) for each in jobs))
+        gain = after - before
+        attempt.acceptance = {"before": before, "after": after, "n": rows}
+        attempt.reason = f"{before:.3f} -> {after:.3f} on {rows} training rows"
+        least = 1e-9 if self.config.acceptance.rule == "strict_improvement" else -1e-9
+        attempt.verdict = "accepted" if rows and gain > least else "rejected"
+        most = self.config.acceptance.most if self._is_good(attempt.parent) else 0
+        return gain < -1e-9 or gain * rows >= SURE * self.setting.span or len(attempt.batch) >= most
 
-    async def _propose(self, attempts: Sequence[Attempt]) -> None:
-        """Have the coach write all proposals of a generation, in rounds, and guard them in order.
+    def _more_rows(self, attempt: Attempt, sharing: int) -> bool:
+        """Add rows to a comparison if the budget pays for them; ``sharing`` comparisons are waiting for more."""
+        had = {task.id for task in attempt.batch}
+        fresh = [task for task in self.setting.train if task.id not in had]
+        more = attempt.rng.sample(fresh, min(len(fresh), self.config.acceptance.batch))
+        cost = len(self.evaluation.missing(self.jobs(attempt.parent, more))) + len(more) * self.config.samples
+        vals = sharing if self._scores_each else 1
+        if not more or sharing * cost + self._val_price(vals) > self.evaluation.budget.free:
+            return False
+        attempt.batch += more
+        return True
 
-        Each round shows the next share of the failures and rewrites what the round before has written; a parent that
-        mostly succeeds gets one round. An answer of no use is passed over if another round gave a better one.
-        """
-        reflection = self.config.reflection
-        shares: dict[int, list[list[Rollout]]] = {}
-        for one in attempts:
-            shown = choose_failures(self.failures(one.parent), self.setting.top, reflection, one.rng)
-            rounds = reflection.rounds if self._mostly_fails(one.parent) else 1
-            shares[one.index] = in_shares(shown, reflection.batch, rounds)
-            one.texts = {name: one.parent.prompts[name] for name in one.components}
-        for number in range(reflection.rounds):
-            asked = [one for one in attempts if number < len(shares[one.index])]
-            asked = asked[: int(min(len(asked), self.coach.calls_left))]
-            answers = await asyncio.gather(
-                *(self._ask(one, shares[one.index][number]) for one in asked), return_exceptions=True
-            )
-            for one, answer in zip(asked, answers, strict=True):
-                if isinstance(answer, BaseException):
-                    raise answer
-                self._take(one, answer)
-        for one in attempts:
-            self._admit(one)
-
-    async def _ask(self, attempt: Attempt, shown: Sequence[Rollout]) -> Proposal:
-        written = [self.setting.describe(rollout, attempt.parent.prompts) for rollout in shown]
-        return await self.coach.propose(attempt.index, attempt.texts, written)
-
-    def _take(self, attempt: Attempt, answer: Proposal) -> None:
-        """Note one round's answer; its texts replace the ones before if the guards have no objection."""
-        attempt.answers.append(answer)
-        prompts = {**attempt.parent.prompts, **attempt.texts, **answer.texts}
-        problem = answer.problem or self.guards.objection(prompts, answer.texts)
-        if problem:
-            attempt.reason = problem
-        else:
-            attempt.texts = {**attempt.texts, **answer.texts}
-            attempt.written = True
-
-    def _admit(self, attempt: Attempt) -> None:
-        """Make a candidate of a proposal that is fit for rollouts."""
-        if not attempt.written:
+    async def _follow(self, accepted: Sequence[Attempt]) -> None:
+        """Go on from the best of what was accepted, and score on val what is due."""
+        if not accepted:
             return
-        prompts = {**attempt.parent.prompts, **attempt.texts}
-        twin = self.guards.duplicate_of(prompts)
-        if twin is not None:
-            attempt.verdict, attempt.reason = "duplicate", f"the same as candidate {twin}"
-        else:
-            self.guards.remember(prompts, attempt.index)
-            attempt.child = Candidate(attempt.index, prompts, (attempt.parent.id,))
+        self._unscored += accepted
+        first = max(accepted, key=lambda one: (one.acceptance["after"] - one.acceptance["before"], -one.index))
+        careful = self._is_good(first.parent)
+        self.lead = self.child(first)
+        self._steps += 1
+        if self._scores_each:
+            await self._score(accepted)
+        elif self._steps >= (1 if careful else self.config.acceptance.steps) and self._can_pay_val(2):
+            await self._validate()
 
-    async def _accept(self, attempts: Sequence[Attempt]) -> None:
-        """Compare each child with its parent on the same rows; score those that pass on all of val."""
-        await self.evaluation.run(job for one in attempts for job in self._batch_jobs(self.child(one), one))
+    async def _validate(self) -> None:
+        """Score the lead on val if it was not; what is no better than the best leads no more."""
+        if self.lead.val is None and self._can_pay_val():
+            await self._score([self._by_child[self.lead.id]])
+        if self.lead.val is not None:
+            self._steps = 0
+            self.lead = self.best
+
+    async def _score(self, attempts: Sequence[Attempt]) -> None:
+        await self.score(attempts)
         for attempt in attempts:
-            before, after, rows = means(
-                self.evaluation.scores(self._batch_jobs(attempt.parent, attempt)),
-                self.evaluation.scores(self._batch_jobs(self.child(attempt), attempt)),
-            )
-            attempt.acceptance = {"before": before, "after": after, "n": rows}
-            gain = after - before
-            passed = rows > 0 and (gain > 1e-9 or (self.config.acceptance.rule == "no_worse" and gain > -1e-9))
-            attempt.verdict = "accepted" if passed else "rejected"
-            if not passed and rows and gain > -1e-9:
-                self._near_misses.append(attempt)
-            attempt.reason = f"{before:.3f} -> {after:.3f} on {rows} training rows"
-        await self.score([one for one in attempts if one.verdict == "accepted"])
+            self._unscored = [one for one in self._unscored if one is not attempt]
+            self.keep(self.child(attempt))
+            self.setting.log.attempt(attempt, self.best.id, self.spent())
+        self.log_curve()
 
-    def _batch_jobs(self, candidate: Candidate, attempt: Attempt) -> list[Job]:
-        return self.jobs(candidate, attempt.batch)
+    def is_better(self, challenger: Candidate, holder: Candidate) -> bool:
+        """By every row that both have had, of val and of train."""
+        gaps = differences(holder.val or {}, challenger.val or {})
+        jobs = (self.jobs(who, self.setting.train) for who in (holder, challenger))
+        return sum(gaps) + sum(differences(*(self.evaluation.scores(each) for each in jobs))) > 1e-9
+
+    def settle(self, attempt: Attempt) -> None:
+        """Book one decided proposal, in order: whether it goes on val is decided later."""
+        if attempt.verdict == "accepted":
+            self._unaccepted = 0
+        else:
+            self._unaccepted += 1
+            if attempt.acceptance and attempt.acceptance["after"] > attempt.acceptance["before"] - 1e-9:
+                self._unscored.append(attempt)
+        if attempt.child:
+            self._by_child[attempt.child.id] = attempt
+        self.setting.log.attempt(attempt, self.best.id, self.spent())
+
+    def _batch_jobs(self, attempt: Attempt) -> list[Job]:
+        return [job for who in (attempt.parent, self.child(attempt)) for job in self.jobs(who, attempt.batch)]

@@ -7,9 +7,11 @@ evaluated together and decided in the order of its proposals, whatever came back
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lightningrun.errors import BudgetReached
 from lightningrun.stages.apo.attempts import Attempt, failures
@@ -40,8 +42,9 @@ class Setting:
     optimize: Sequence[str]
     train: Sequence[Task]
     val: Sequence[Task]
+    bottom: float
     top: float
-    """The best score that the reward can give."""
+    """The worst and the best score that the reward can give."""
     evaluation: Evaluation
     coach: Coach
     guards: Guards
@@ -49,6 +52,10 @@ class Setting:
     demonstrate: Demonstrate
     log: SearchLog
     out_of_time: Callable[[int], bool]
+
+    @property
+    def span(self) -> float:
+        return self.top - self.bottom
 
 
 @dataclass(slots=True)
@@ -58,13 +65,9 @@ class Outcome:
     pool: list[Candidate]
     best: Candidate
     proposals: int
+    trials: float
+    """How many chances luck had to make one of them look better on val than it is."""
     stopped: str
-    glimpsed: int = 0
-
-    @property
-    def scored(self) -> int:
-        """Candidates that val scores were read of, the seed not counted: so often luck was given a chance."""
-        return len(self.pool) - 1 + self.glimpsed
 
 
 class Search(ABC):
@@ -107,8 +110,20 @@ class Search(ABC):
                 stopped = await self.generation() or self._reason_to_stop()
             except BudgetReached as reached:
                 stopped = str(reached)
+        try:
+            await self.finish()
+        except BudgetReached as reached:
+            stopped = str(reached)
         self.setting.log.info(f"search ended after {self.proposals} proposals: {stopped}")
-        return Outcome(self.pool, self.best, self.proposals, stopped, self.glimpsed)
+        return Outcome(self.pool, self.best, self.proposals, self.trials, stopped)
+
+    @property
+    def trials(self) -> float:
+        """How many candidates val scores were read of, the seed not counted."""
+        return len(self.pool) - 1 + self.glimpsed
+
+    async def finish(self) -> None:  # noqa: B027 (nothing to do is a choice)
+        """Spend what the budget has left when the search has ended."""
 
     def _reason_to_stop(self) -> str:
         stop = self.config.stop
@@ -150,16 +165,22 @@ class Search(ABC):
     def settle(self, attempt: Attempt) -> None:
         """Book one decided proposal, in order."""
         if attempt.verdict == "accepted":
-            child = self.child(attempt)
-            self.pool.append(child)
             self._unaccepted = 0
-            self._without_best += 1
-            if better(child, self.best):
-                self.best = child
-                self._without_best = 0
+            self.keep(self.child(attempt))
         else:
             self._unaccepted += 1
         self.setting.log.attempt(attempt, self.best.id, self.spent())
+
+    def keep(self, candidate: Candidate) -> None:
+        """Take a candidate that was scored on val into the pool; it may be the best so far."""
+        self.pool.append(candidate)
+        self._without_best += 1
+        if self.is_better(candidate, self.best):
+            self.best = candidate
+            self._without_best = 0
+
+    def is_better(self, challenger: Candidate, holder: Candidate) -> bool:
+        return better(challenger, holder)
 
     def failures(self, candidate: Candidate) -> list[Rollout]:
         """The candidate's known rollouts on train that could have scored better."""
@@ -198,3 +219,10 @@ def spend(evaluation: Evaluation, coach: Coach) -> dict[str, float]:
         "llm_calls": evaluation.llm_calls + coach.calls,
         "usd": round(evaluation.cost_usd + coach.cost_usd, 9),
     }
+
+
+async def both(first: Coroutine[Any, Any, Any], second: Coroutine[Any, Any, Any]) -> None:
+    """Do both at once. An error is raised once both have ended, the first one's before the second one's."""
+    for done in await asyncio.gather(first, second, return_exceptions=True):
+        if isinstance(done, BaseException):
+            raise done

@@ -95,6 +95,7 @@ class _Room:
             optimize=self.optimize,
             train=self.rows.train,
             val=self.rows.val,
+            bottom=reward_range[0] if reward_range else 0.0,
             top=reward_range[1] if reward_range else 1.0,
             evaluation=self.evaluation,
             coach=self.coach,
@@ -135,7 +136,7 @@ class _Room:
         config = self.config
         rows = self.rows.sealed if config.confirm.mode == "sealed" else self.rows.val
         judged = await confirm(
-            config.confirm, outcome.pool[0], outcome.best, outcome.scored, self.evaluation, rows, config.samples,
+            config.confirm, outcome.pool[0], outcome.best, outcome.trials, self.evaluation, rows, config.samples,
             self.ctx.seed,
         )  # fmt: skip
         self.log.info(judged.reason)
