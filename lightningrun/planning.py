@@ -248,17 +248,22 @@ class Planner:
     def _inputs(self, stage: str, config: StageConfig, spec: StageSpec, known: Mapping[str, Known]) -> dict[str, Input]:
         found: dict[str, Input] = {}
         for name, kind in spec.consumes.items():
+            if not config.uses(name):
+                continue
             given = config.inputs.get(name)
             if given is not None:
                 source, _, output = given.partition(".")
                 found[name] = self._through_skipped(Input(source, output, "given"), kind, known)
                 continue
-            found[name] = self._newest(kind, known) or Input("", "", "recipe")
+            found[name] = self._newest(kind, config.policy, known) or Input("", "", "recipe")
         return found
 
-    def _newest(self, kind: ArtifactKind, known: Mapping[str, Known]) -> Input | None:
+    def _newest(self, kind: ArtifactKind, policy: str, known: Mapping[str, Known]) -> Input | None:
+        """The newest output of a kind; weights only of the role that answers here."""
         for earlier, entry in reversed(list(known.items())):
             if entry.plan.action is Action.SKIPPED or kind is ArtifactKind.METRICS:
+                continue
+            if kind is ArtifactKind.MODEL and self.recipe.stages[earlier].policy != policy:
                 continue
             for output, produced in self.specs[entry.plan.type].produces.items():
                 if produced is kind:

@@ -180,6 +180,7 @@ class StageRunner:
             outputs,
             {"key": plan.key, "stage": plan.id, "status": status, "result": result.to_json(), **facts},
         )
+        shutil.rmtree(self._folder.stage(plan.id) / "work", ignore_errors=True)
 
     def _clear(self, outputs: Path) -> None:
         """Make room for new outputs: what verifies is superseded, what does not is set aside."""
@@ -245,6 +246,8 @@ class StageRunner:
         if source is not None and source.stage and (given := known[source.stage].result) is not None:
             prompts = {**prompts, **given.outputs[source.output].value}
         referenced = {stage for _, stage in config.references()}
+        made = {name: source.stage for name, source in plan.inputs.items() if source.stage}
+        paths = {name: artifact.path for name, artifact in _inputs(plan, known).items() if artifact.path}
         return StageContext(
             stage=plan.id,
             config=config,
@@ -258,7 +261,23 @@ class StageRunner:
             outputs=building,
             results={s: r for s in referenced if (r := known[s].result) is not None},
             references={s: self._folder.outputs(s) for s in referenced},
+            work=self._work(plan),
+            folders={name: self._folder.outputs(made[name]) / path for name, path in paths.items()},
+            calls={name: self._calls(stage) for name, stage in made.items()},
         )
+
+    def _work(self, plan: StagePlan) -> Path:
+        """Of this very key: what another one left is removed."""
+        work = self._folder.stage(plan.id) / "work" / plan.key[:16]
+        if work.parent.exists() and not work.exists():
+            shutil.rmtree(work.parent, ignore_errors=True)
+        with disk_errors(work):
+            work.mkdir(parents=True, exist_ok=True)
+        return work
+
+    def _calls(self, stage: str) -> Path:
+        manifest = verify_folder(self._folder.outputs(stage)) or {}
+        return self._prepared.runs_dir / str(manifest.get("run", self._folder.id)) / self._folder.calls.name
 
     def _memo(self, plan: StagePlan) -> dict[str, Rollout]:
         """Rollouts of this stage, under this very key, that a killed attempt finished."""

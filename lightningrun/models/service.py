@@ -22,7 +22,7 @@ from lightningrun.models import build
 from lightningrun.models.call_log import CallLog
 from lightningrun.models.chunks import Assembler, split
 from lightningrun.models.ledger import Ledger, Limits
-from lightningrun.models.provider import SAMPLED, Body, RefusedRequest, checked, usage_of
+from lightningrun.models.provider import SAMPLED, Body, Provider, RefusedRequest, checked, usage_of
 from lightningrun.models.retries import Retries
 from lightningrun.models.role import Role
 from lightningrun.models.session import CallSession, PendingCall
@@ -149,6 +149,16 @@ class ModelService:
                 where=f"models.{role}.provider",
                 hint="provider: local can; or name no `model` among the stage's inputs",
             )
+
+    @contextlib.contextmanager
+    def stand_in(self, role: str, provider: Provider) -> Iterator[None]:
+        """Let ``provider`` answer in the place of a role's own."""
+        found = self.role_for(role, role)
+        own, found.provider = found.provider, provider
+        try:
+            yield
+        finally:
+            found.provider = own
 
     def knows(self, model: str) -> bool:
         """Whether ``model`` is a role, or the model name of one."""

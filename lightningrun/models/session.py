@@ -138,6 +138,8 @@ class CallSession:
             body = {**asked, "model": role.config.name}
         else:
             body = role.body(self._rewrite(asked) if self._rewrites else asked)
+            if getattr(role.provider, "wants_owner", False):
+                body["user"] = self.owner
         payload = dumps(body)
         digest = role.digest(payload)
         occurrence = self._asked.get(digest, 0)

@@ -308,6 +308,10 @@ class StageConfig(Config):
     policy: str = "policy"
     """The role that answers the agent in this stage, whichever way the agent asks for ``policy``."""
 
+    def uses(self, name: str) -> bool:
+        """Whether this stage, as it is configured, takes its type's input ``name`` at all."""
+        return True
+
     def references(self) -> tuple[tuple[str, str], ...]:
         """(dotted key in this stage, stage id) of each other stage that this one reads the results of."""
         return ()

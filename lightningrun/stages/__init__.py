@@ -17,6 +17,7 @@ from lightningrun.stages.base import StageSpec
 ROOMS: dict[str, str] = {
     "evaluate": "lightningrun.stages.evaluate.config",
     "apo": "lightningrun.stages.apo.config",
+    "sft": "lightningrun.stages.sft.config",
 }
 ENTRY_POINTS = "lightningrun.stages"
 

@@ -79,6 +79,12 @@ class StageContext:
     """Results of the stages that this config ``references()``, by stage id (for ``gate: {beats: ...}``)."""
     references: Mapping[str, Path]
     """Their committed output folders."""
+    work: Path
+    """A folder kept between attempts at the same work, for what a resumed stage goes on from; gone once it commits."""
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    """Input name -> where its file or folder lies; inputs without one, and the recipe's own, are absent."""
+    calls: Mapping[str, Path] = field(default_factory=dict)
+    """Input name -> the call log that ``call_refs`` of its rollouts point into: an earlier run's for a reused stage."""
 
     def warn(self, message: str) -> None:
         self.journal.emit("log", stage=self.stage, level="warning", message=message)

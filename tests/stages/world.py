@@ -170,7 +170,7 @@ def context(
     data = SimpleNamespace(splits={name: SimpleNamespace(tasks=tuple(tasks)) for name, tasks in splits.items()})
     engine = WorldEngine(student, service, journal, shuffle)
     return StageContext(
-        "apo", config, recipe, seed, data, prompts, journal, engine, service, outputs, {}, {},  # type: ignore[arg-type]
+        "apo", config, recipe, seed, data, prompts, journal, engine, service, outputs, {}, {}, folder / "work",  # type: ignore[arg-type]
     )  # fmt: skip
 
 

@@ -1,0 +1,199 @@
+"""The ``sft`` stage: gather demonstrations, turn them into tokens, imitate them, write a checkpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import copy
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lightningrun.errors import StageFailed, UsageError
+from lightningrun.files import digest, read_record, write_atomic
+from lightningrun.models.local import checkpoint
+from lightningrun.models.local.decoder import Decoder
+from lightningrun.models.local.folder import find
+from lightningrun.models.local.tokenizer import ChatTokenizer, train_tokenizer
+from lightningrun.rollouts.engine import RolloutRequest
+from lightningrun.stages.base import StageContext
+from lightningrun.stages.rollout_file import read_rollouts
+from lightningrun.stages.sft.config import SftConfig
+from lightningrun.stages.sft.examples import Chat, Example, chats_of, encode, read_chats, texts_of, words
+from lightningrun.stages.sft.gold import GoldModel, gold_answers
+from lightningrun.stages.sft.training import Trainer, Update
+from lightningrun.stages.statistics import mean
+from lightningrun.types import Artifact, ArtifactKind, Json, LLMCall, Rollout, StageResult
+
+_CURVE_POINTS = 100
+_TRIAL_UPDATES = 6
+
+
+async def run(ctx: StageContext, inputs: Mapping[str, Artifact]) -> StageResult:
+    """Fine-tune. Raises UsageError for data that is no demonstration, StageFailed if nothing can be learned."""
+    config: SftConfig = ctx.config
+    facts: dict[str, float] = {}
+    chats = await _chats(ctx, inputs, facts)
+    if not chats:
+        raise StageFailed(
+            "there is no demonstration to learn from",
+            hint="lower `min_reward`, or see in the report why the rollouts that should be imitated failed",
+        )
+    decoder, tokenizer = _starting_point(ctx, inputs, chats)
+    examples, too_long = encode(chats, tokenizer, decoder.shape.context)
+    if too_long:
+        ctx.warn(f"{too_long} of {len(chats)} demonstrations are over the model's {decoder.shape.context} tokens")
+    if not examples:
+        raise StageFailed("no demonstration fits the model", hint="a model with a longer context")
+    ctx.info(f"{len(examples)} demonstrations, {sum(sum(one.learn) for one in examples)} tokens to learn")
+    with concurrent.futures.ThreadPoolExecutor(1, "sft") as thread:
+        steps = await _in_thread(thread, _steps, ctx, decoder, examples)
+        trainer = Trainer(decoder, examples, config, steps, ctx.seed, ctx.work)
+        await _train(ctx, trainer, thread)
+    saved = checkpoint.save(decoder, tokenizer, ctx.outputs / "model", {"step": trainer.step})
+    metrics: dict[str, Json] = {
+        "loss": mean(trainer.losses),
+        "steps": trainer.step,
+        "examples": len(examples),
+        "too_long": too_long,
+        "tokens": trainer.tokens,
+        "cpu_s": round(trainer.cpu_s, 3),
+        "parameters": sum(weight.numel() for weight in decoder.parameters()),
+        **facts,
+    }
+    outputs = {
+        "model": Artifact(ArtifactKind.MODEL, {"role": config.policy, "digest": saved}, "model"),
+        "metrics": Artifact(ArtifactKind.METRICS, metrics),
+    }
+    return StageResult(outputs, metrics)
+
+
+async def _chats(ctx: StageContext, inputs: Mapping[str, Artifact], facts: dict[str, float]) -> list[Chat]:
+    config: SftConfig = ctx.config
+    if config.source == "chat":
+        return list(read_chats(Path(config.file or "")))
+    if config.source == "gold":
+        rollouts = await _demonstrated(ctx)
+        facts["gold_reward"] = mean([one.score for one in rollouts if one.score is not None])
+        return list(chats_of(rollouts, ctx.service.read, config.min_reward, {config.policy}, config.train_on))
+    if "rollouts" not in inputs:
+        hint = "inputs: {rollouts: <stage>.rollouts}"
+        raise UsageError("no earlier stage gives rollouts", where=f"stages.{ctx.stage}.inputs", hint=hint)
+    chosen = read_rollouts(ctx.folders["rollouts"])
+    roles = {role for role in ctx.recipe.models if role not in ("judge", "coach")}
+    with _call_reader(ctx.calls["rollouts"]) as read:
+        return list(chats_of(chosen, read, config.min_reward, roles, config.train_on))
+
+
+@contextlib.contextmanager
+def _call_reader(log: Path) -> Iterator[Callable[[int], LLMCall]]:
+    """Reads calls of a run by their place in its log. Raises StageFailed if the run or its log is gone."""
+    try:
+        with open(log, "rb") as file:
+            yield lambda ref: LLMCall.from_json(read_record(file.fileno(), ref))
+    except (OSError, ValueError) as error:
+        raise StageFailed(
+            f"the calls of these rollouts cannot be read: {error}",
+            where=str(log),
+            hint="their stage was reused from a run that is gone: run it again with --force=<stage>",
+        ) from error
+
+
+async def _demonstrated(ctx: StageContext) -> list[Rollout]:
+    """The agent on every row of the split, with a model in the policy's place that knows the answers."""
+    config: SftConfig = ctx.config
+    requests = [RolloutRequest(task, ctx.prompts) for task in ctx.data.splits[config.split].tasks]
+    gold = GoldModel(
+        gold_answers(config.gold, f"stages.{ctx.stage}.gold"),
+        {request.key: request.task for request in requests},
+        digest([config.gold, ctx.data.splits[config.split].digest]),
+    )
+    with ctx.service.stand_in(config.policy, gold):
+        rollouts = await ctx.engine.run(requests, total=len(requests))
+    wrong = [one for one in rollouts if one.score is None or one.score < config.min_reward - 1e-9]
+    if wrong:
+        first = wrong[0].error or wrong[0].feedback
+        ctx.warn(f"the gold of {len(wrong)} of {len(rollouts)} rows earns less than min_reward: {first}")
+    return rollouts
+
+
+def _starting_point(
+    ctx: StageContext, inputs: Mapping[str, Artifact], chats: list[Chat]
+) -> tuple[Decoder, ChatTokenizer]:
+    config: SftConfig = ctx.config
+    if config.init is not None:
+        scratch = config.init
+        whole = words(scratch.whole_words) if scratch.whole_words else []
+        tokenizer = train_tokenizer(
+            texts_of(chats), vocab_size=scratch.vocab_size, whole_words=whole, family=scratch.family
+        )
+        decoder = checkpoint.scratch(tokenizer, family=scratch.family, size=scratch.size, seed=ctx.seed)
+        return decoder, tokenizer
+    model = ctx.recipe.models[config.policy]
+    folder = ctx.folders["model"] if "model" in inputs else find(model.name, f"models.{config.policy}.name")
+    return checkpoint.load(folder), ChatTokenizer.load(folder)
+
+
+def _steps(ctx: StageContext, decoder: Decoder, examples: list[Example]) -> int:
+    """Updates to make. What depends on a clock is decided once, and remembered for a resumed stage."""
+    config: SftConfig = ctx.config
+    if config.control_for is None:
+        batch = min(config.batch, len(examples))
+        return config.steps or max(1, math.ceil(config.epochs * len(examples) / batch))
+    decided = ctx.work / "steps.json"
+    if decided.is_file():
+        return int(json.loads(decided.read_text("utf-8"))["steps"])
+    allowed = float(ctx.results[config.control_for].metrics.get("cpu_s") or 0.0)
+    trial = Trainer(copy.deepcopy(decoder), examples, config, _TRIAL_UPDATES, ctx.seed, ctx.work / "trial")
+    for _ in range(_TRIAL_UPDATES):
+        last = trial.update()
+    steps = max(1, round(allowed / (last.cpu_s / _TRIAL_UPDATES)))
+    write_atomic(decided, json.dumps({"steps": steps, "cpu_s": allowed}))
+    ctx.info(f"{steps} updates take the {allowed:.1f} s of processor time that {config.control_for} took")
+    return steps
+
+
+async def _train(ctx: StageContext, trainer: Trainer, thread: concurrent.futures.Executor) -> None:
+    """All updates that are left. Interrupted, it saves where it is."""
+    told = _told(ctx)
+    every = max(1, trainer.steps // _CURVE_POINTS)
+    try:
+        while trainer.step < trainer.steps:
+            update = await _in_thread(thread, trainer.update)
+            if update.step > told and (update.step % every == 0 or update.step == trainer.steps):
+                ctx.journal.emit("metric", stage=ctx.stage, step=update.step, values=_values(update))
+            ctx.journal.flash("progress", stage=ctx.stage, done=update.step, total=trainer.steps, unit="updates")
+    except asyncio.CancelledError:
+        trainer.save()
+        raise
+
+
+def _values(update: Update) -> dict[str, float]:
+    return {"loss": update.loss, "grad_norm": update.grad_norm, "lr": update.lr, "cpu_s": round(update.cpu_s, 3)}
+
+
+def _told(ctx: StageContext) -> int:
+    """The last step whose metrics an earlier attempt of this very work has written."""
+    key, last = None, 0
+    for event in ctx.journal.events():
+        if event["stage"] == ctx.stage and event["kind"] == "stage_started" and event.get("key") != key:
+            key, last = event.get("key"), 0
+        elif event["stage"] == ctx.stage and event["kind"] == "metric":
+            last = max(last, event["step"])
+    return last
+
+
+_T = TypeVar("_T")
+
+
+async def _in_thread(thread: concurrent.futures.Executor, function: Callable[..., _T], *arguments: Any) -> _T:
+    """Run in ``thread``; when cancelled, wait for what is under way first: an update is whole or not at all."""
+    future = asyncio.get_running_loop().run_in_executor(thread, function, *arguments)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait([future])
+        raise
