@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lightningrun import dataset
 from lightningrun.dataset import Dataset
+from lightningrun.dataset.counts import RowCounts
 from lightningrun.errors import DatasetError, Missing, Problem, RecipeError, UsageError
 from lightningrun.models.prices import price_of
 from lightningrun.planning import Plan, Planner, Selection, StagePlan, gather_facts
@@ -76,7 +77,7 @@ class Prepared:
         rows: dict[str, int] = {}
         try:
             splits = self.data.splits.values()
-            rows = {split.name: len(split.tasks) for split in splits}
+            rows = RowCounts({split.name: split.tasks for split in splits})
             problems += check_signatures(self.loaded, (task for split in splits for task in split.tasks), self.root)
         except (RecipeError, DatasetError) as error:
             problems += error.problems
@@ -112,7 +113,7 @@ class Prepared:
     def planner(self, chosen: Selection) -> Planner:
         data = self.data
         digests = {name: split.digest for name, split in data.splits.items()}
-        rows = {name: len(split.tasks) for name, split in data.splits.items()}
+        rows = RowCounts({name: split.tasks for name, split in data.splits.items()})
         facts = gather_facts(self.recipe, digests, self.root)
         return Planner(self.recipe, self.specs, facts, rows, self.runs_dir, chosen, has_gpu())
 

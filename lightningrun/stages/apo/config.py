@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from lightningrun.dataset.counts import RowCounts
 from lightningrun.recipe.model import Config, StageConfig
+from lightningrun.recipe.suggest import did_you_mean
 from lightningrun.stages.base import Forecast, StageSpec
 from lightningrun.types import ArtifactKind
 
@@ -92,6 +94,19 @@ class GuardsConfig(Config):
     dedupe: bool = True
 
 
+class FocusConfig(Config):
+    """Improve the rows with a tag, and let nothing else get worse: the search sees no other rows of train and val."""
+
+    tag: str | list[str] = Field(description="Rows with this tag, or with one of these")
+    margin: float = Field(
+        default=0.1, ge=0, description="The winner ships if on val's other rows it is not worse than the seed by more"
+    )
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return (self.tag,) if isinstance(self.tag, str) else tuple(self.tag)
+
+
 class ConfirmConfig(Config):
     """How the winner is shown to be better than the seed, beyond chance and beyond the search's own luck."""
 
@@ -151,6 +166,7 @@ class ApoConfig(StageConfig):
     gepa: GepaConfig = GepaConfig()
     demos: DemosConfig = DemosConfig()
     guards: GuardsConfig = GuardsConfig()
+    focus: FocusConfig | None = None
     confirm: ConfirmConfig = ConfirmConfig()
     budget: ApoBudget = ApoBudget()
     stop: StopConfig = StopConfig()
@@ -159,10 +175,23 @@ class ApoConfig(StageConfig):
     def roles(self) -> tuple[tuple[str, str], ...]:
         return (("coach", self.coach),) if self.least_coach_calls() else ()
 
+    def extras(self) -> tuple[tuple[str, str, str], ...]:
+        return (("algorithm", "gepa", "gepa"),) if self.algorithm == "gepa" else ()
+
     def splits(self) -> tuple[tuple[str, str], ...]:
         report = self.report.split
         named = (("report.split", report),) if report and report != "none" else ()
         return (("train", self.train), ("val", self.val), *named)
+
+    def in_focus(self, rows: Mapping[str, int]) -> Mapping[str, int]:
+        """The row counts with those of train and val as the search sees them."""
+        if self.focus is None or not isinstance(rows, RowCounts):
+            return rows
+        return {**rows, **{split: rows.tagged(split, self.focus.tags) for split in (self.train, self.val)}}
+
+    def rest_cost(self, rows: Mapping[str, int]) -> int:
+        """Rollouts to see that nothing else got worse: seed and winner on val's rows out of focus."""
+        return 2 * self.samples * (rows.get(self.val, 0) - self.in_focus(rows).get(self.val, 0))
 
     def sealed_rows(self, val_rows: int) -> int:
         """Val rows set aside for the confirmation: a third, in `sealed` mode."""
@@ -222,8 +251,8 @@ class ApoConfig(StageConfig):
 
 def _after_search(config: ApoConfig, rows: Mapping[str, int]) -> int:
     """Rollouts to confirm and report."""
-    val = rows.get(config.val, 0)
-    return config.confirm_cost(val) + config.noise_cost(val) + config.report_cost(rows)
+    val = config.in_focus(rows).get(config.val, 0)
+    return config.confirm_cost(val) + config.rest_cost(rows) + config.noise_cost(val) + config.report_cost(rows)
 
 
 def forecast(config: ApoConfig, recipe: Recipe, rows: Mapping[str, int]) -> Forecast:
@@ -231,7 +260,8 @@ def forecast(config: ApoConfig, recipe: Recipe, rows: Mapping[str, int]) -> Fore
     errors = _mistakes(config, recipe, rows)
     warnings: list[str] = []
     limit = config.budget.max_rollouts
-    train, val = rows.get(config.train, 0), rows.get(config.val, 0)
+    seen = config.in_focus(rows)
+    train, val = seen.get(config.train, 0), seen.get(config.val, 0)
     if train and val:
         search, after = config.least_search(train, val), _after_search(config, rows)
         if search + after > limit:
@@ -272,9 +302,21 @@ def _mistakes(config: ApoConfig, recipe: Recipe, rows: Mapping[str, int]) -> lis
     errors += [f"{key}: the task has no split {name!r}" for key, name in wanted.items() if not rows.get(name)]
     if len(set(wanted.values())) < len(wanted):
         errors.append("train, val and report.split must be different splits")
+    errors += _unknown_tags(config, rows)
     if config.confirm.mode == "sealed" and rows.get(config.val) and config.sealed_rows(rows[config.val]) < 4:
         errors.append(f"confirm.mode=sealed: a third of {rows[config.val]} val rows is too few to show anything")
     return errors
+
+
+def _unknown_tags(config: ApoConfig, rows: Mapping[str, int]) -> list[str]:
+    if config.focus is None or not isinstance(rows, RowCounts):
+        return []
+    return [
+        f"focus.tag: no row of {split!r} has the tag {tag!r}; {did_you_mean(tag, rows.tags(split)) or 'there are none'}"
+        for split in (config.train, config.val)
+        for tag in config.focus.tags
+        if rows.get(split) and not rows.tagged(split, (tag,))
+    ]
 
 
 SPEC = StageSpec(

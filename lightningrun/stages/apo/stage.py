@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from lightningrun.dataset.counts import RowCounts
 from lightningrun.errors import BudgetReached, UsageError
 from lightningrun.files import write_atomic
 from lightningrun.models.ledger import Limits
@@ -43,19 +44,22 @@ async def run(ctx: StageContext, inputs: Mapping[str, Artifact]) -> StageResult:
     could be scored."""
     room = _Room(ctx)
     outcome = await room.search()
-    room.budget.reserved = room.report_cost + room.noise_cost
+    room.budget.reserved = room.report_cost + room.noise_cost + room.rest_cost
     judged = await room.confirm(outcome)
+    judged, rest = await room.check_the_rest(outcome, judged)
     room.budget.reserved = room.report_cost
     noise = await room.noise_floor(outcome)
     room.budget.reserved = 0
     test = await room.compare_on_test(outcome)
-    return room.result(outcome, judged, {**noise, **test})
+    return room.result(outcome, judged, {**rest, **noise, **test})
 
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
     train: Sequence[Task]
     val: Sequence[Task]
+    rest: Sequence[Task]
+    """Val rows out of focus."""
     sealed: Sequence[Task]
     report: Sequence[Task]
 
@@ -67,16 +71,17 @@ class _Room:
         config: ApoConfig = ctx.config
         self.ctx = ctx
         self.config = config
-        counts = {name: len(split.tasks) for name, split in ctx.data.splits.items()}
+        counts = RowCounts({name: split.tasks for name, split in ctx.data.splits.items()})
         problems = forecast(config, ctx.recipe, counts).errors
         if problems:
             raise UsageError(f"stages.{ctx.stage}: " + "; ".join(problems))
         self.optimize = config.optimize or sorted(ctx.prompts)
         self.rows = _split_rows(ctx)
         self.report_cost = config.report_cost(counts)
-        val_rows = counts[config.val]
+        val_rows = config.in_focus(counts)[config.val]
+        self.rest_cost = config.rest_cost(counts)
         self.noise_cost = config.noise_cost(val_rows)
-        reserved = config.confirm_cost(val_rows) + self.noise_cost + self.report_cost
+        reserved = config.confirm_cost(val_rows) + self.rest_cost + self.noise_cost + self.report_cost
         self.budget = RolloutBudget(config.budget.max_rollouts, reserved)
         self.evaluation = Evaluation(ctx.engine, self.budget)
         limits = config.budget
@@ -141,6 +146,40 @@ class _Room:
         )  # fmt: skip
         self.log.info(judged.reason)
         return judged
+
+    async def check_the_rest(self, outcome: Outcome, judged: Confirmation) -> tuple[Confirmation, dict[str, float]]:
+        """Whether a winner found on some rows is no worse on the others: a paired test of non-inferiority.
+
+        The lower bound is one-sided, 90%, and must not be under ``-focus.margin``.
+        """
+        self.budget.reserved -= self.rest_cost
+        focus = self.config.focus
+        if focus is None or not judged.promoted:
+            return judged, {}
+        gaps = differences(outcome.pool[0].val or {}, outcome.best.val or {})
+        told = {"focus_gain": mean(gaps)} if gaps else {}
+        if not self.rows.rest:
+            return judged, told
+        jobs = [jobs_for(one, self.rows.rest, self.config.samples) for one in (outcome.pool[0], outcome.best)]
+        try:
+            await self.evaluation.run([*jobs[0], *jobs[1]])
+            others = differences(*(self.evaluation.scores(each) for each in jobs))
+        except BudgetReached as reached:
+            others = []
+            self.log.warn(f"the rows out of focus could not be paid for: {reached}")
+        if not others:
+            reason = f"{judged.reason}; the seed ships: nothing is known of the rows out of focus"
+            return replace(judged, promoted=False, reason=reason), told
+        low, _ = bootstrap_interval(others, self.ctx.seed, confidence=0.8)
+        harmless = low >= -focus.margin
+        reason = (
+            f"{judged.reason}; on {len(others)} rows out of focus {mean(others):+.3f}, at least {low:+.3f}: "
+            + ("" if harmless else "the seed ships, for this is not ")
+            + f"within focus.margin {focus.margin:g}"
+        )
+        self.log.info(reason)
+        told |= {"rest_gain": mean(others), "rest_low": low}
+        return replace(judged, promoted=harmless, reason=reason), told
 
     async def noise_floor(self, outcome: Outcome) -> dict[str, float]:
         """The seed against itself, on request: ``noise*`` metrics say what difference two equal prompts can show."""
@@ -231,14 +270,20 @@ def _split_rows(ctx: StageContext) -> _Rows:
     config: ApoConfig = ctx.config
     splits = ctx.data.splits
     counts = {name: len(split.tasks) for name, split in splits.items()}
-    val = list(splits[config.val].tasks)
+    train, val = list(splits[config.train].tasks), list(splits[config.val].tasks)
+    rest: list[Task] = []
+    if config.focus:
+        tags = set(config.focus.tags)
+        rest = [task for task in val if tags.isdisjoint(task.tags)]
+        train, val = ([task for task in rows if not tags.isdisjoint(task.tags)] for rows in (train, val))
     aside = config.sealed_rows(len(val))
     sealed = val[2::3][:aside]
     hidden = {task.id for task in sealed}
     report = config.report_split(counts)
     return _Rows(
-        splits[config.train].tasks,
+        train,
         [task for task in val if task.id not in hidden],
+        rest,
         sealed,
         splits[report].tasks if report else (),
     )
