@@ -81,6 +81,11 @@ def _missing(recipe: Recipe, composition: Composition, environ: Mapping[str, str
         if package and importlib.util.find_spec(package) is None:
             path = ("models", role, "provider")
             yield composition.problem(path, f"models.{role}: {package} is not installed", f"pip install {distribution}")
+    for stage, config in recipe.stages.items():
+        for key, package, extra in config.extras():
+            if importlib.util.find_spec(package) is None:
+                message = f"{dotted(_path(stage, key))}: {package} is not installed"
+                yield composition.problem(_path(stage, key), message, f"pip install 'lightningrun[{extra}]'")
     command = recipe.agent.command
     if command is not None and shutil.which(command[0]) is None:
         yield composition.problem(("agent", "command"), f"agent.command: there is no program '{command[0]}'")

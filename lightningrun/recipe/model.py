@@ -320,6 +320,10 @@ class StageConfig(Config):
         """(dotted key in this stage, role) of each model that this stage names."""
         return ()
 
+    def extras(self) -> tuple[tuple[str, str, str], ...]:
+        """(dotted key in this stage, package, extra of ours that brings it) of each optional package it needs."""
+        return ()
+
     def splits(self) -> tuple[tuple[str, str], ...]:
         """(dotted key in this stage, split) of each part of the dataset that this stage reads."""
         return ()

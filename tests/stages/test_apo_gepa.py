@@ -208,3 +208,13 @@ def test_the_least_budget_is_what_the_plan_says() -> None:
     assert "need 46 rollouts" in forecast(options(45), recipe, counts).errors[0]
     wide = options(45, proposals={"parents": 2})
     assert "need 52 rollouts" in forecast(wide, recipe, counts).errors[0]
+
+
+def test_without_the_package_the_check_says_how_to_get_it() -> None:
+    root = Path(__file__).parents[2]
+    code = "import sys; sys.modules['gepa'] = None; from lightningrun.cli import main; sys.exit(main(sys.argv[1:]))"
+    recipe = [str(root / "recipes/sql_agent.yaml"), "stages.apo.algorithm=gepa"]
+    done = subprocess.run([sys.executable, "-c", code, *recipe], capture_output=True, text=True, cwd=root, timeout=60)
+    assert done.returncode == 5
+    assert "stages.apo.algorithm: gepa is not installed; pip install 'lightningrun[gepa]'" in done.stderr
+    assert "Traceback" not in done.stderr
