@@ -47,6 +47,8 @@ class PendingCall:
         return f"{self.digest}-{self.session.sample}-{self.occurrence}"
 
 
+_TELLING = 8
+"""Characters of a prompt between its placeholders by which it may be told from other texts."""
 _PLACEHOLDER = re.compile(r"\{[^{}]*\}")
 
 
@@ -174,9 +176,10 @@ class CallSession:
         return ""
 
     def _needles(self) -> Iterable[tuple[str, str]]:
-        """Each prompt's name and its longest part without placeholders."""
+        """Each prompt's name and its longest part without placeholders, if that is long enough to be its own."""
         for name, prompt in self._prompts.items():
-            if part := max((part.strip() for part in _PLACEHOLDER.split(prompt)), key=len):
+            part = max((part.strip() for part in _PLACEHOLDER.split(prompt)), key=len)
+            if part == prompt.strip() != "" or len(part) >= _TELLING:
                 yield name, part
 
     def _rewrite(self, asked: Body) -> Body:

@@ -36,6 +36,7 @@ def agents(h: House) -> list[str]:
         ("gpt-4o", [("user", WRITER.format(schema="t(a, b)"))], "", "writer"),
         ("gpt-4o", [("system", "Something else."), ("user", "x")], "", "gpt-4o"),
         ("policy", [("system", "Something else."), ("user", "x")], "", ""),
+        ("policy", [("user", "What is 1?")], "", ""),
         ("real-model", [("user", "x")], "", ""),
     ],
 )
@@ -43,7 +44,7 @@ async def test_the_agent_is_named_by_header_alias_or_prompt(
     house: Opens, model: str, messages: list[tuple[str, str]], header: str, expected: str
 ) -> None:
     async with house("ok") as h:
-        bound(h, prompts={"writer": WRITER, "checker": CHECKER})
+        bound(h, prompts={"writer": WRITER, "checker": CHECKER, "asker": "{question}?"})
         body: Any = [{"role": role, "content": content} for role, content in messages]
         extra = {"X-Agent-Name": header} if header else {}
         await h.client.chat.completions.create(model=model, messages=body, extra_headers=extra)

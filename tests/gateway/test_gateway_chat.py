@@ -180,6 +180,21 @@ async def test_a_client_that_hangs_up_frees_its_slot(house: Opens) -> None:
         assert h.endpoint.disconnected == 1
 
 
+async def test_a_client_that_leaves_the_queue_is_accounted_for(house: Opens) -> None:
+    async with house("hang", "ok", concurrency=1) as h:
+        hasty = h.client.with_options(max_retries=0)
+        asked = [
+            hasty.chat.completions.create(model="policy", messages=HI, timeout=timeout)  # type: ignore[list-item]
+            for timeout in (1.0, 0.5)
+        ]
+        ends = await asyncio.gather(*asked, return_exceptions=True)
+        assert all(isinstance(end, openai.APITimeoutError) for end in ends)
+        await asyncio.wait_for(h.client.chat.completions.create(model="policy", messages=HI), 5)
+        calls = [h.service.read(ref) for ref in h.session.refs]
+        assert [call.error for call in calls] == ["client disconnected"] * 2 + [""]
+        assert sorted(call.attempts for call in calls[:2]) == [0, 1], "one of them was never sent"
+
+
 async def test_eight_gateways_at_once_each_have_a_port(house: Opens) -> None:
     from lightningrun.gateway.server import Gateway
 
