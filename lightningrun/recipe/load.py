@@ -186,6 +186,10 @@ class _Loading:
                 prompts[name] = {"text": prompt}
             elif isinstance(prompt, dict):
                 self._read_prompt(("agent", "prompts", name), prompt)
+        for stage in block(tree, "stages"):
+            for name, prompt in block(tree, "stages", stage, "coach_prompts").items():
+                if isinstance(prompt, dict):
+                    self._read_prompt(("stages", stage, "coach_prompts", name), prompt)
 
     def _resolve_path(self, path: KeyPath, name: str) -> Path:
         setting = self.composition.setting(path)

@@ -26,6 +26,10 @@ class Attempt:
     written: bool = False
     """Whether any round gave a usable text."""
     answers: list[Proposal] = field(default_factory=list)
+    way: str = "rewrite"
+    """How it was written: rewrite, edits or merge."""
+    notes: tuple[str, ...] = ()
+    """What else is to be said of it."""
     child: Candidate | None = None
     verdict: str = "invalid"
     reason: str = ""

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from lightningrun.errors import BudgetReached, ModelError
 from lightningrun.files import digest
+from lightningrun.stages.apo.edits import parse_edits, prose
 from lightningrun.stages.apo.guards import placeholders
 from lightningrun.stages.apo.replies import BadReply, parse_reply
 
@@ -52,11 +53,13 @@ class Proposal:
     refs: tuple[int, ...]
     cut_off: bool = False
     """Whether the answer ended at the model's token limit."""
+    dropped: tuple[str, ...] = ()
+    """Edits that could not be applied, and why."""
 
     @property
     def critique(self) -> str:
-        """What the coach said before the first fenced block."""
-        return self.answer.partition("```")[0].strip()[:4000] if self.texts else self.answer[:4000]
+        """What the coach said before the first fenced block or edit."""
+        return (prose(self.answer) if self.texts else self.answer)[:4000]
 
 
 class Coach:
@@ -96,6 +99,17 @@ class Coach:
             texts, problem = {}, str(bad)
         return replace(answer, texts=texts, problem=problem)
 
+    async def edit(self, index: int, current: Mapping[str, str], question: str) -> Proposal:
+        """As ``rewrite``, from an answer that holds edits."""
+        answer = await self.ask(index, question)
+        if answer.problem:
+            return answer
+        try:
+            texts, dropped = parse_edits(answer.answer, current, cut_off=answer.cut_off)
+        except BadReply as bad:
+            return replace(answer, problem=str(bad))
+        return replace(answer, texts=texts, dropped=dropped)
+
     async def ask(self, index: int, question: str) -> Proposal:
         """The coach's answer as it came, without ``texts``. Raises as ``propose``."""
         if self.calls_left < 1:
@@ -130,17 +144,22 @@ async def all_of(asked: Sequence[Coroutine[Any, Any, Proposal]]) -> list[Proposa
     return [answer for answer in answers if isinstance(answer, Proposal)]
 
 
-def write_question(current: Mapping[str, str], failures: Sequence[str]) -> str:
-    """The coach's whole question: the rules, the prompts by name, the failures, and the form of the answer."""
+def write_question(current: Mapping[str, str], failures: Sequence[str], form: str = "") -> str:
+    """The coach's whole question: the rules, the prompts by name, the failures, and the form of the answer: whole
+    prompts unless ``form`` says otherwise."""
     named = (
         {"prompts": "prompts", "new": "new prompts"}
         if len(current) > 1
         else {"prompts": "prompt", "new": "a new prompt"}
     )
     parts = [_RULES.format(**named), *shown_prompts(current)]
-    for number, failure in enumerate(failures, 1):
-        parts.append(f'<failure number="{number}">\n{failure}\n</failure>')
-    return "\n\n".join([*parts, f"First say in a few sentences what went wrong. {answer_form(current)}"])
+    parts += shown_failures(failures)
+    return "\n\n".join([*parts, f"First say in a few sentences what went wrong. {form or answer_form(current)}"])
+
+
+def shown_failures(failures: Sequence[str]) -> list[str]:
+    """The failures, numbered and quoted."""
+    return [f'<failure number="{number}">\n{failure}\n</failure>' for number, failure in enumerate(failures, 1)]
 
 
 def shown_prompts(current: Mapping[str, str]) -> list[str]:

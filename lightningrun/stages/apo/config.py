@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+import re
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from lightningrun.dataset.counts import RowCounts
 from lightningrun.recipe.model import Config, StageConfig
@@ -15,6 +16,16 @@ from lightningrun.types import ArtifactKind
 
 if TYPE_CHECKING:
     from lightningrun.recipe.model import Recipe
+
+
+CRITIQUE_FIELDS = ("current_prompt", "failures", "prompt_names")
+REWRITE_FIELDS = (*CRITIQUE_FIELDS, "critique", "answer_form")
+FIELD = re.compile(r"(?<!\{)\{([A-Za-z_]\w*)\}(?!\})")
+"""A field of a question to the coach; doubled braces are literal ones."""
+
+
+def fields_of(text: str) -> set[str]:
+    return set(FIELD.findall(text))
 
 
 class ReflectionConfig(Config):
@@ -94,6 +105,61 @@ class GuardsConfig(Config):
     dedupe: bool = True
 
 
+class TemplateConfig(Config):
+    """A question to the coach: its text, or the file that holds it. A bare string in YAML is the text."""
+
+    file: str | None = Field(default=None, description="Path of a UTF-8 text file, relative to the recipe file")
+    text: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_text(cls, value: Any) -> Any:
+        return {"text": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TemplateConfig:
+        if (self.file is None) == (self.text is None):
+            raise ValueError("give either 'text' or 'file'")
+        return self
+
+    def problem(self, required: Collection[str], known: Collection[str]) -> str:
+        """What is wrong with the fields of the text, or ''."""
+        used = fields_of(self.text) if self.text is not None else set(required)
+        for name in sorted(used - set(known)):
+            hint = did_you_mean(name, known)
+            return f"unknown field {{{name}}}: {hint}; braces that are no field are doubled"
+        lost = [f"{{{name}}}" for name in required if name not in used]
+        return f"must contain {' and '.join(lost)}" if lost else ""
+
+
+class CoachPrompts(Config):
+    """The questions to the coach in words of your own. With `critique` a proposal takes two calls: what is wrong, then
+    the rewrite. How to answer is added to `rewrite` unless it says {answer_form} itself."""
+
+    critique: TemplateConfig | None = Field(default=None, description="Has {current_prompt} and {failures}")
+    rewrite: TemplateConfig | None = Field(
+        default=None, description="Has {current_prompt}, and {failures} or, with a critique, {critique}"
+    )
+
+    @field_validator("critique")
+    @classmethod
+    def _critique(cls, value: TemplateConfig | None) -> TemplateConfig | None:
+        problem = value.problem(("current_prompt", "failures"), CRITIQUE_FIELDS) if value else ""
+        if problem:
+            raise ValueError(problem)
+        return value
+
+    @field_validator("rewrite")
+    @classmethod
+    def _rewrite(cls, value: TemplateConfig | None, info: ValidationInfo) -> TemplateConfig | None:
+        basis = "critique" if info.data.get("critique") else "failures"
+        known = REWRITE_FIELDS if basis == "critique" else [one for one in REWRITE_FIELDS if one != "critique"]
+        problem = value.problem(("current_prompt", basis), known) if value else ""
+        if problem:
+            raise ValueError(problem)
+        return value
+
+
 class FocusConfig(Config):
     """Improve the rows with a tag, and let nothing else get worse: the search sees no other rows of train and val."""
 
@@ -154,6 +220,8 @@ class ApoConfig(StageConfig):
     optimize: list[str] = Field(default=[], description="Names in agent.prompts; empty: all of them, together")
     component_selector: Literal["all", "round_robin"] = "all"
     coach: str = Field(default="coach", description="A role in `models`")
+    coach_prompts: CoachPrompts = CoachPrompts()
+    mode: Literal["rewrite", "edits"] = Field(default="rewrite", description="Whole prompts, or search and replace")
     coach_temperature: float | None = Field(default=None, ge=0, description="null: the role's own")
     train: str = "train"
     val: str = "val"
@@ -234,7 +302,11 @@ class ApoConfig(StageConfig):
 
     def least_coach_calls(self) -> int:
         """Coach calls of the smallest search; 0 if there is no coach."""
-        return {"textual_gradient_beam": 2, "bootstrap_fewshot": 0}.get(self.algorithm, 1)
+        return {"textual_gradient_beam": 2, "bootstrap_fewshot": 0}.get(self.algorithm, self.calls_a_round())
+
+    def calls_a_round(self) -> int:
+        """Coach calls of one round of `reflective`."""
+        return 2 if self.coach_prompts.critique else 1
 
     def report_split(self, rows: Mapping[str, int]) -> str:
         """The split of the final comparison, '' for none."""

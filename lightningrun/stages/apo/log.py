@@ -18,14 +18,17 @@ from lightningrun.stages.apo.guards import estimate_tokens
 from lightningrun.tracking.journal import RunJournal
 
 _KINDS = ("candidate", "metric", "prompt", "log")
+_WAYS = {"textual_gradient_beam": "beam", "bootstrap_fewshot": "demos"}
+"""How an algorithm writes candidates, where a proposal does not say it itself."""
 _DECIDED = "search_stopped_by_clock"
 
 
 class SearchLog:
     """The journal as one search sees it."""
 
-    def __init__(self, journal: RunJournal, stage: str) -> None:
+    def __init__(self, journal: RunJournal, stage: str, algorithm: str = "reflective") -> None:
         self._journal = journal
+        self._algorithm = algorithm
         self._stage = stage
         self._written: set[str] = set()
         self._stopped_after: int | None = None
@@ -73,6 +76,7 @@ class SearchLog:
         spend: Mapping[str, float],
         answers: Sequence[Proposal] = (),
         acceptance: Mapping[str, float] | None = None,
+        way: str = "",
     ) -> None:
         """One ``candidate`` event: where it came from, what it changed, what became of it and what that took."""
         val = candidate.val
@@ -82,6 +86,9 @@ class SearchLog:
             step=candidate.id,
             parents=list(candidate.parents),
             component=", ".join(components),
+            components=list(components),
+            algorithm=self._algorithm,
+            way=way,
             diff=unified_diff(parent.prompts, candidate.prompts),
             prompts=dict(candidate.prompts),
             coach=[ref for answer in answers for ref in answer.refs],
@@ -102,11 +109,12 @@ class SearchLog:
             attempt.parent,
             attempt.components,
             attempt.verdict,
-            attempt.reason,
+            "; ".join([attempt.reason, *attempt.notes]),
             incumbent,
             spent,
             attempt.answers,
             attempt.acceptance,
+            _WAYS.get(self._algorithm, attempt.way),
         )
         if attempt.verdict == "accepted" and attempt.candidate.val:
             self.prompts(attempt.candidate, attempt.components, "candidate")

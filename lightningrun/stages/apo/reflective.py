@@ -87,7 +87,7 @@ class Reflective(Search):
         wanted = self.config.proposals.parents * self.config.proposals.per_parent
         rng = random.Random(f"{self.setting.seed}/parents/{self.proposals}")
         parent = self.root
-        for number in range(int(min(wanted, self.coach.calls_left))):
+        for number in range(int(min(wanted, self.coach.calls_left // self.config.calls_a_round()))):
             if number % self.config.proposals.per_parent == 0:
                 strategy = self.config.parent
                 epsilon = strategy.epsilon if self._unaccepted >= STALLED else 0.0

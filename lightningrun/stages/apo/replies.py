@@ -43,9 +43,10 @@ class _Block:
     closed: bool
 
 
-def parse_reply(reply: str, current: Mapping[str, str], *, cut_off: bool = False) -> dict[str, str]:
+def parse_reply(reply: str, current: Mapping[str, str], *, cut_off: bool = False, bare: bool = True) -> dict[str, str]:
     """The new texts by prompt name: at least one of ``current``'s names, more if the coach gave more.
 
+    ``bare``: an answer in which nothing is marked may be a prompt itself.
     ``cut_off``: the model stopped at its token limit, so that an unfinished block must not be taken for a prompt.
     Raises BadReply.
     """
@@ -56,7 +57,7 @@ def parse_reply(reply: str, current: Mapping[str, str], *, cut_off: bool = False
     reply = reply.replace("\r\n", "\n")
     names = list(current)
     found = _marked(reply, names, cut_off, " ".join(current.values()))
-    if not found and len(names) == 1:
+    if not found and bare and len(names) == 1:
         found = {names[0]: _bare(reply, cut_off)}
     texts = {name: text.strip("\n").rstrip() for name, text in found.items() if text.strip()}
     if not texts:

@@ -133,7 +133,7 @@ class Search(ABC):
             return f"{stop.patience} candidates on val without a new best (stop.patience)"
         if self._unaccepted >= stop.stall_proposals:
             return f"{stop.stall_proposals} proposals in a row were not accepted (stop.stall_proposals)"
-        if self.coach.calls_left < 1:
+        if self.coach.calls_left < max(1, self.config.least_coach_calls()):
             return "budget.max_coach_calls is spent"
         if self.setting.out_of_time(self.step):
             self.setting.log.clock_stopped(self.step)

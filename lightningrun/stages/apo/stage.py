@@ -87,7 +87,7 @@ class _Room:
         limits = config.budget
         ctx.service.open_stage(ctx.stage, Limits(limits.max_llm_calls, limits.max_cost_usd))
         self.coach = Coach(ctx.service, ctx.stage, config.coach, limits.max_coach_calls, config.coach_temperature)
-        self.log = SearchLog(ctx.journal, ctx.stage)
+        self.log = SearchLog(ctx.journal, ctx.stage, config.algorithm)
 
     async def search(self) -> Outcome:
         ctx, config = self.ctx, self.config

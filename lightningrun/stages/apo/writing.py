@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from lightningrun.stages.apo.attempts import Attempt, choose_failures, in_shares
 from lightningrun.stages.apo.candidates import Candidate
-from lightningrun.stages.apo.coach import Proposal
+from lightningrun.stages.apo.coach import Proposal, answer_form, shown_failures, shown_prompts, write_question
+from lightningrun.stages.apo.config import FIELD
+from lightningrun.stages.apo.edits import edit_form
+from lightningrun.stages.apo.replies import refused
 from lightningrun.stages.apo.search import Setting
+from lightningrun.stages.apo.traces import neutralised, shortened
 from lightningrun.types import Rollout
+
+MAX_CRITIQUE_TOKENS = 1000
 
 
 class Writer:
@@ -29,7 +37,8 @@ class Writer:
         Each round shows the next share of the failures and rewrites what the round before has written. An answer of no
         use is passed over if another round gave a better one.
         """
-        reflection = self._setting.config.reflection
+        config = self._setting.config
+        reflection = config.reflection
         shares: dict[int, list[list[Rollout]]] = {}
         for one in attempts:
             shown = choose_failures(self._failures(one.parent), self._setting.top, reflection, one.rng)
@@ -38,7 +47,7 @@ class Writer:
             one.texts = {name: one.parent.prompts[name] for name in one.components}
         for number in range(reflection.rounds):
             asked = [one for one in attempts if number < len(shares[one.index])]
-            asked = asked[: int(min(len(asked), self._setting.coach.calls_left))]
+            asked = asked[: int(min(len(asked), self._setting.coach.calls_left // config.calls_a_round()))]
             answers = await asyncio.gather(
                 *(self._ask(one, shares[one.index][number]) for one in asked), return_exceptions=True
             )
@@ -47,15 +56,33 @@ class Writer:
                     raise answer
                 self._take(one, answer)
         for one in attempts:
+            one.way = config.mode
             self._admit(one)
 
-    async def _ask(self, attempt: Attempt, shown: Sequence[Rollout]) -> Proposal:
+    async def _ask(self, attempt: Attempt, shown: Sequence[Rollout]) -> list[Proposal]:
+        """One round: the rewrite, after a critique of its own if there is a question for it."""
+        config, coach, current = self._setting.config, self._setting.coach, attempt.texts
         written = [self._setting.describe(rollout, attempt.parent.prompts) for rollout in shown]
-        return await self._setting.coach.propose(attempt.index, attempt.texts, written)
+        own = config.coach_prompts
+        said: list[Proposal] = []
+        if own.critique:
+            said.append(await coach.ask(attempt.index, fill(own.critique.text or "", current, written)))
+            if said[0].problem or refused(said[0].answer):
+                return [replace(said[0], problem=said[0].problem or "the coach gave no critique")]
+        form = edit_form(current) if config.mode == "edits" else ""
+        critique = said[0].answer if said else ""
+        if own.rewrite:
+            question = fill(own.rewrite.text or "", current, written, critique, form or answer_form(current))
+        else:
+            question = write_question(current, [critique] if said else written, form)
+        change = coach.edit if config.mode == "edits" else coach.rewrite
+        return [*said, await change(attempt.index, current, question)]
 
-    def _take(self, attempt: Attempt, answer: Proposal) -> None:
-        """Note one round's answer; its texts replace the ones before if the guards have no objection."""
-        attempt.answers.append(answer)
+    def _take(self, attempt: Attempt, said: Sequence[Proposal]) -> None:
+        """Note one round's answers; the texts replace the ones before if the guards have no objection."""
+        attempt.answers += said
+        answer = said[-1]
+        attempt.notes += answer.dropped
         prompts = {**attempt.parent.prompts, **attempt.texts, **answer.texts}
         problem = answer.problem or self._setting.guards.objection(prompts, answer.texts)
         if problem:
@@ -75,3 +102,20 @@ class Writer:
         else:
             self._setting.guards.remember(prompts, attempt.index)
             attempt.child = Candidate(attempt.index, prompts, (attempt.parent.id,))
+
+
+def fill(template: str, current: Mapping[str, str], failures: Sequence[str], critique: str = "", form: str = "") -> str:
+    """A question to the coach from a template; ``form``, how to answer, comes last unless the template places it."""
+    values = {
+        "current_prompt": "\n\n".join(shown_prompts(current)),
+        "failures": "\n\n".join(shown_failures(failures)),
+        "prompt_names": ", ".join(current),
+        "critique": shortened(neutralised(critique.strip()), MAX_CRITIQUE_TOKENS),
+        "answer_form": form,
+    }
+    placed = "answer_form" in FIELD.findall(template)
+    # Fields are filled in one pass, so that braces in traces and prompts stay as they are.
+    parts = re.split(r"(\{\{|\}\}|\{[A-Za-z_]\w*\})", template)
+    known = {"{{": "{", "}}": "}", **{f"{{{name}}}": text for name, text in values.items()}}
+    text = "".join(known.get(part, part) for part in parts)
+    return text if placed or not form else f"{text.rstrip()}\n\n{form}"
