@@ -93,6 +93,26 @@ async def test_a_bad_edit_costs_no_rollout(tmp_path: Path, written: str, reason:
     assert result.outputs["prompts"].value == {"p": "Take {x}."}
 
 
+async def test_questions_in_words_of_ones_own_and_edits(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def coach(question: str, again: int) -> str:
+        asked.append(question)
+        if question.startswith("WHY"):
+            return "it lacks amber"
+        return "<<<<<<< SEARCH\nTake {x}.\n=======\nTake {x}. amber\n>>>>>>> REPLACE"
+
+    splits = {"train": rows("train", 20), "val": rows("val", 20)}
+    own = {"critique": "WHY {current_prompt} {failures}", "rewrite": "DO {current_prompt} because {critique}"}
+    config = options(200, coach_prompts=own, mode="edits", budget={"max_coach_calls": 6})
+    student = lambda p, t, s: Answer(float("amber" in p["p"]), "wrong")  # noqa: E731
+    ctx = context(tmp_path, config, {"p": "Take {x}."}, splits, student, coach)
+    result = await run(ctx, {})
+    assert all("Take {x}." in question and "[feedback] wrong" in question for question in asked[:3])
+    assert all(question.startswith("DO") and "it lacks amber" in question for question in asked[3:])
+    assert result.outputs["prompts"].value == {"p": "Take {x}. amber"}
+
+
 def test_one_coach_call_is_too_few_and_said_at_once() -> None:
     recipe: Any = SimpleNamespace(agent=SimpleNamespace(prompts={"p": None}), models={"policy": None, "coach": None})
     said = forecast(options(budget={"max_coach_calls": 1}), recipe, {"train": 20, "val": 20}).errors

@@ -52,6 +52,8 @@ def test_the_comparison_on_test_is_left_out_of_a_small_budget_and_that_is_said()
         ({"optimize": ["sytem"]}, "no prompt 'sytem'"),
         ({"coach": "caoch"}, "no model has the role 'caoch'"),
         ({"val": "train"}, "different splits"),
+        ({"algorithm": "gepa", "mode": "edits"}, "mode: gepa asks its own question"),
+        ({"algorithm": "bootstrap_fewshot", "mode": "edits"}, "mode: bootstrap_fewshot asks no coach"),
         ({"train": "tarin"}, "no split 'tarin'"),
         ({"report": {"split": "holdout"}}, "report.split: the task has no split 'holdout'"),
     ],

@@ -368,6 +368,10 @@ def _mistakes(config: ApoConfig, recipe: Recipe, rows: Mapping[str, int]) -> lis
         errors.append("the agent declares no prompts, so there is nothing to optimise: add agent.prompts")
     if config.least_coach_calls() and config.coach not in recipe.models:
         errors.append(f"coach: no model has the role {config.coach!r}")
+    if config.algorithm in ("gepa", "bootstrap_fewshot"):
+        asks = "asks its own question" if config.algorithm == "gepa" else "asks no coach"
+        given = {"coach_prompts": config.coach_prompts != CoachPrompts(), "mode": config.mode != "rewrite"}
+        errors += [f"{key}: {config.algorithm} {asks}, so this has no effect" for key, set_ in given.items() if set_]
     wanted = {"train": config.train, "val": config.val}
     if config.report.split not in (None, "none"):
         wanted["report.split"] = str(config.report.split)

@@ -13,10 +13,12 @@ from collections.abc import Mapping, Sequence
 from lightningrun.stages.apo.attempts import Attempt, choose_failures
 from lightningrun.stages.apo.candidates import Candidate
 from lightningrun.stages.apo.coach import all_of, answer_form, shown_prompts
+from lightningrun.stages.apo.edits import edit_form
 from lightningrun.stages.apo.halving import Halving
 from lightningrun.stages.apo.replies import refused
 from lightningrun.stages.apo.search import Setting
 from lightningrun.stages.apo.traces import neutralised, shortened
+from lightningrun.stages.apo.writing import fill
 from lightningrun.types import Task
 
 CALLS_A_PROPOSAL = 2
@@ -108,11 +110,13 @@ class TextualGradientBeam(Halving):
 
     async def _criticise(self, attempts: Sequence[Attempt]) -> None:
         """Have one batch of a parent's failures criticised for each proposal, all at once."""
+        own = self.config.coach_prompts.critique
         questions = []
         for one in attempts:
             shown = choose_failures(self.failures(one.parent), self.setting.top, self.config.reflection, one.rng)
             written = [self.setting.describe(rollout, one.parent.prompts) for rollout in shown]
-            questions.append(self.coach.ask(one.index, write_critique_question(one.texts, written)))
+            question = fill(own.text or "", one.texts, written) if own else write_critique_question(one.texts, written)
+            questions.append(self.coach.ask(one.index, question))
         for one, answer in zip(attempts, await all_of(questions), strict=True):
             one.answers.append(answer)
             one.reason = answer.problem or ("the coach gave no critique" if refused(answer.answer) else "")
@@ -123,15 +127,28 @@ class TextualGradientBeam(Halving):
         A parent's first child hears all critiques, the others a random half beside their own: they differ in what they
         were told, and what is told to several is not lost.
         """
+        change = self.coach.edit if self.config.mode == "edits" else self.coach.rewrite
         questions = []
         for one in attempts:
+            one.way = self.config.mode
             siblings = [other for other in attempts if (other.parent, other.components) == (one.parent, one.components)]
             heard = [other for other in siblings if other is one or one is siblings[0] or one.rng.random() < 0.5]
             critiques = [other.answers[0].answer for other in heard]
-            questions.append(self.coach.rewrite(one.index, one.texts, write_edit_question(one.texts, critiques)))
+            questions.append(change(one.index, one.texts, self._edit_question(one, critiques)))
         for one, answer in zip(attempts, await all_of(questions), strict=True):
             one.answers.append(answer)
+            one.notes += answer.dropped
             self.admit(one, answer)
+
+    def _edit_question(self, attempt: Attempt, critiques: Sequence[str]) -> str:
+        """The second question; one in the user's own words takes the critiques where it says ``{critique}``, or in
+        the place of failures."""
+        own, current = self.config.coach_prompts, attempt.texts
+        form = edit_form(current) if self.config.mode == "edits" else answer_form(current)
+        if own.rewrite is None:
+            return write_edit_question(current, critiques, form)
+        told = "\n\n".join(critiques)
+        return fill(own.rewrite.text or "", current, [] if own.critique else critiques, told, form)
 
 
 def set_of(plan: Sequence[Candidate]) -> list[Candidate]:
@@ -146,13 +163,13 @@ def write_critique_question(current: Mapping[str, str], failures: Sequence[str])
     return "\n\n".join(parts)
 
 
-def write_edit_question(current: Mapping[str, str], critiques: Sequence[str]) -> str:
-    """The second call: the prompts rewritten by what critiques say."""
+def write_edit_question(current: Mapping[str, str], critiques: Sequence[str], form: str = "") -> str:
+    """The second call: the prompts rewritten by what critiques say, given whole unless ``form`` says otherwise."""
     parts = [_EDIT.format(**_named(current)), *shown_prompts(current)]
     for number, critique in enumerate(critiques, 1):
         text = shortened(neutralised(critique.strip()), MAX_CRITIQUE_TOKENS)
         parts.append(f'<critique number="{number}">\n{text}\n</critique>')
-    return "\n\n".join([*parts, f"First say in a sentence what you change. {answer_form(current)}"])
+    return "\n\n".join([*parts, f"First say in a sentence what you change. {form or answer_form(current)}"])
 
 
 def _named(current: Mapping[str, str]) -> dict[str, str]:
