@@ -18,6 +18,7 @@ ROOMS: dict[str, str] = {
     "evaluate": "lightningrun.stages.evaluate.config",
     "apo": "lightningrun.stages.apo.config",
     "sft": "lightningrun.stages.sft.config",
+    "verl_grpo": "lightningrun.stages.verl_grpo.config",
 }
 ENTRY_POINTS = "lightningrun.stages"
 
