@@ -64,9 +64,8 @@ def make_splits() -> dict[str, list[dict[str, Any]]]:
 
 
 def values() -> list[str]:
-    """What a tokenizer may hold as whole words: players, countries, and the names of the table and its columns."""
-    columns = [line.split()[0] for line in SCHEMA.splitlines()[1:-1]]
-    return [player[0] for player in PLAYERS] + list(COUNTRIES) + columns + [TABLE]
+    """What a tokenizer may hold as whole words: players and countries. Columns are better learned in pieces."""
+    return [player[0] for player in PLAYERS] + list(COUNTRIES)
 
 
 class _Dealer:

@@ -24,7 +24,7 @@ from lightningrun.models.local.template import CHAT_TEMPLATE
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 _MARKS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 _WORDS = {
-    "llama": r" ?[A-Za-z_]+|\d| ?[^A-Za-z_\d\s]+|\s",
+    "llama": r" ?[A-Za-z_]+(?:\d+[A-Za-z_]+)*|\d| ?[^A-Za-z_\d\s]+|\s",
     "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
@@ -61,7 +61,8 @@ def train_tokenizer(
         vocab_size=vocab_size, special_tokens=special, initial_alphabet=sorted(alphabet), show_progress=False
     )
     backend.train_from_iterator(texts, trainer)
-    words = dict.fromkeys(word for word in (*_MARKS, *whole_words) if word and backend.token_to_id(word) is None)
+    # A word that was learned is added too: only then is it one and the same token wherever it stands.
+    words = dict.fromkeys(word for word in (*_MARKS, *whole_words) if word)
     backend.add_tokens([AddedToken(word, normalized=False) for word in words])
     return ChatTokenizer(backend, {"eos_token": END, "pad_token": PAD}, CHAT_TEMPLATE)
 

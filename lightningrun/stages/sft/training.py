@@ -24,7 +24,6 @@ from lightningrun.stages.training_state import load_state, save_state
 
 _FLOOR = 0.1
 """The share of the peak learning rate that the schedule ends at."""
-_ROW_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,7 @@ class Trainer:
 
     def _update(self) -> tuple[float, float, float, int]:
         batch = [self._examples[index] for index in self._batch()]
-        packed = pack([[Segment(one.ids, learn=one.learn)] for one in batch], _ROW_TOKENS)
+        packed = pack([[Segment(one.ids, learn=one.learn)] for one in batch])
         lr = self._config.lr * self._share()
         for group in self._optimizer.param_groups:
             group["lr"] = lr
