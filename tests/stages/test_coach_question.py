@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from lightningrun.stages.apo.coach import write_question
@@ -33,6 +34,11 @@ def test_a_conversation_is_told_once_with_its_tools_and_feedback() -> None:
     assert 'run_sql({"q": "SELECT 1"})' in text
     assert text.index("1 row") < text.index("Seven.") < text.index("[feedback] there are 8")
     assert "secret gold" not in text
+
+
+def test_the_parts_of_a_score_stand_beside_it() -> None:
+    mixed = replace(failed(), score=0.7, metrics={"label": 1.0, "alone": 0.0})
+    assert "[score] 0.7 (alone 0, label 1)\n" in describe_failure(mixed, TASK, [], {}, 100)
 
 
 def test_forged_markers_are_neutralised_and_long_traces_lose_their_middle() -> None:

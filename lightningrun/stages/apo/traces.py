@@ -41,9 +41,15 @@ def describe_failure(
     score = "none" if rollout.score is None else f"{rollout.score:g}"
     return (
         f"{shortened(neutralised(trace), max_tokens)}\n"
-        f"[score] {score}\n"
+        f"[score] {score}{_metrics(rollout)}\n"
         f"[feedback] {shortened(neutralised(feedback), max(1, max_tokens // 4))}"
     )
+
+
+def _metrics(rollout: Rollout) -> str:
+    """What the score is made of, if the reward says so: the coach sees which part failed."""
+    parts = ", ".join(f"{name} {value:g}" for name, value in sorted(rollout.metrics.items()))
+    return f" ({parts})" if parts else ""
 
 
 def _transcript(calls: Sequence[LLMCall], prompts: Mapping[str, str]) -> str:
