@@ -19,7 +19,7 @@ help:
 	@echo 'make format     let ruff rewrite what it can'
 	@echo 'make schema     lightningrun.schema.json, after a change to the recipe language'
 	@echo 'make bench      speed beside a bare loop of calls and a peer (PEER= leaves it out)'
-	@echo 'make bench-apo  prompt optimisers side by side, 20 minutes (QUICK=1: a few)'
+	@echo 'make bench-apo  prompt optimisers side by side, about 20 minutes (QUICK=1: a few)'
 	@echo 'make bench-gateway  what the gateway adds to a call, beside the LiteLLM proxy (PROXY= leaves it out)'
 	@echo 'make clean      remove what was built (runs/ stays)'
 
