@@ -252,14 +252,14 @@ def numbers_of(text: str) -> list[int]:
 
 
 def taking_part(names: Sequence[str], peers: bool) -> list[str]:
-    """Those that can be measured, each setting once: where nothing beat the defaults, tuned is no contestant."""
+    """Those that can be measured, each setting once: tuned is no contestant where it is the defaults."""
     settings: dict[str, str] = {}
     for name in names:
         one = contestant(name)
         if peers or one.engine == "ours":
             first = settings.setdefault(f"{one.engine} {json.dumps(one.options, sort_keys=True)}", name)
             if first != name:
-                print(f"{name} is {first}: nothing in its grid was better", file=sys.stderr)
+                print(f"{name} has the settings of {first} and is left out", file=sys.stderr)
     return list(settings.values())
 
 
