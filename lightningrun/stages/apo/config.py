@@ -160,6 +160,13 @@ class CoachPrompts(Config):
         return value
 
 
+class MergeConfig(Config):
+    """`reflective`: put two candidates of different branches together."""
+
+    enabled: bool = False
+    max: int = Field(default=5, ge=1, description="Merges in a search")
+
+
 class FocusConfig(Config):
     """Improve the rows with a tag, and let nothing else get worse: the search sees no other rows of train and val."""
 
@@ -233,6 +240,7 @@ class ApoConfig(StageConfig):
     beam: BeamConfig = BeamConfig()
     gepa: GepaConfig = GepaConfig()
     demos: DemosConfig = DemosConfig()
+    merge: MergeConfig = MergeConfig()
     guards: GuardsConfig = GuardsConfig()
     focus: FocusConfig | None = None
     confirm: ConfirmConfig = ConfirmConfig()

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from lightningrun.stages.apo.attempts import Attempt
 from lightningrun.stages.apo.candidates import Candidate, choose_parent, differences
 from lightningrun.stages.apo.evaluation import Job, means
+from lightningrun.stages.apo.merging import Pair, pick_pair
 from lightningrun.stages.apo.search import Search, Setting, both
 from lightningrun.stages.apo.writing import Writer
 from lightningrun.stages.statistics import mean
@@ -39,6 +40,7 @@ class Reflective(Search):
         self._compared = 0
         self._unscored: list[Attempt] = []
         self._by_child: dict[int, Attempt] = {}
+        self._merged: set[tuple[int, int]] = set()
         self._writer = Writer(setting, self.failures, self._is_good)
 
     @property
@@ -51,6 +53,10 @@ class Reflective(Search):
         """Plan, write, compare and book one generation. Returns why the search must end, or ''."""
         if self._unaccepted >= STALLED and self._can_pay_val(2):
             await self._validate()
+        merging = self._plan_merge()
+        if merging:
+            await self._merge(*merging)
+            return ""
         attempts = self._plan()
         if not attempts:
             return "budget.max_rollouts: what is left does not pay for another proposal on val"
@@ -232,6 +238,43 @@ class Reflective(Search):
             self._unscored = [one for one in self._unscored if one is not attempt]
             self.keep(self.child(attempt))
             self.setting.log.attempt(attempt, self.best.id, self.spent())
+        self.log_curve()
+
+    def _plan_merge(self) -> tuple[Attempt, Pair] | None:
+        """The next merge, if one is due, promising and paid for."""
+        config = self.config.merge
+        if not config.enabled or len(self._merged) >= config.max or self.coach.calls_left < 1:
+            return None
+        known = {0: self.root, **{number: self.child(one) for number, one in self._by_child.items()}}
+        pair = pick_pair(self.pool, known, self._merged)
+        if pair is None:
+            return None
+        rng = random.Random(f"{self.setting.seed}/proposal/{self.proposals + 1}")
+        train = rng.sample(list(self.setting.train), len(self.setting.train))
+        sides = (pair.first, pair.second)
+        train.sort(key=lambda task: len(self.evaluation.missing(j for one in sides for j in self.jobs(one, [task]))))
+        batch = train[: self.config.acceptance.batch]
+        attempt = Attempt(self.proposals + 1, pair.first, list(self.setting.optimize), batch, rng, way="merge")
+        unpaid = self.evaluation.missing(job for one in sides for job in self.jobs(one, batch))
+        cost = len(unpaid) + len(batch) * self.config.samples + self._val_price()
+        return (attempt, pair) if cost <= self.evaluation.budget.free else None
+
+    async def _merge(self, attempt: Attempt, pair: Pair) -> None:
+        """Merge two candidates and accept the child if it beats both on rows that all three have had."""
+        self.proposals += 1
+        self._merged.add((min(pair.first.id, pair.second.id), max(pair.first.id, pair.second.id)))
+        sides = (pair.first, pair.second)
+        await self.evaluation.run(job for one in sides for job in self.jobs(one, attempt.batch))
+        scores = {one.id: self.evaluation.scores(self.jobs(one, attempt.batch)) for one in sides}
+        attempt.parent = max(sides, key=lambda one: sum(scores[one.id].values()))
+        await self._writer.merge(attempt, pair)
+        if attempt.child:
+            await self._compare([attempt])
+        self.settle(attempt)
+        if attempt.verdict == "accepted":
+            self._unscored.append(attempt)
+            await self._score([attempt])
+            self.lead = self.best
         self.log_curve()
 
     def is_better(self, challenger: Candidate, holder: Candidate) -> bool:

@@ -12,6 +12,7 @@ from lightningrun.stages.apo.candidates import Candidate
 from lightningrun.stages.apo.coach import Proposal, answer_form, shown_failures, shown_prompts, write_question
 from lightningrun.stages.apo.config import FIELD
 from lightningrun.stages.apo.edits import edit_form
+from lightningrun.stages.apo.merging import Pair, combined, write_merge_question
 from lightningrun.stages.apo.replies import refused
 from lightningrun.stages.apo.search import Setting
 from lightningrun.stages.apo.traces import neutralised, shortened
@@ -59,6 +60,24 @@ class Writer:
             one.way = config.mode
             self._admit(one)
 
+    async def merge(self, attempt: Attempt, pair: Pair) -> None:
+        """Write the merge of two candidates; the coach is asked only about prompts that both have changed."""
+        setting = self._setting
+        attempt.texts, both = combined(pair, attempt.components)
+        if both:
+            config, failed = setting.config.reflection, list[list[str]]()
+            for one in (pair.first, pair.second):
+                shown = choose_failures(self._failures(one), setting.top, config, attempt.rng)[: config.batch // 2]
+                failed.append([setting.describe(rollout, one.prompts) for rollout in shown])
+            current = {name: attempt.texts[name] for name in both}
+            question = write_merge_question(pair, both, failed)
+            self._take(attempt, [await setting.coach.rewrite(attempt.index, current, question)])
+        else:
+            prompts = {**pair.first.prompts, **attempt.texts}
+            attempt.reason = setting.guards.objection(prompts, attempt.components)
+            attempt.written = not attempt.reason
+        self._admit(attempt, (pair.first.id, pair.second.id))
+
     async def _ask(self, attempt: Attempt, shown: Sequence[Rollout]) -> list[Proposal]:
         """One round: the rewrite, after a critique of its own if there is a question for it."""
         config, coach, current = self._setting.config, self._setting.coach, attempt.texts
@@ -91,8 +110,8 @@ class Writer:
             attempt.texts = {**attempt.texts, **answer.texts}
             attempt.written = True
 
-    def _admit(self, attempt: Attempt) -> None:
-        """Make a candidate of a proposal that is fit for rollouts."""
+    def _admit(self, attempt: Attempt, parents: tuple[int, ...] = ()) -> None:
+        """Make a candidate of a proposal that is fit for rollouts; ``parents`` if they are two."""
         if not attempt.written:
             return
         prompts = {**attempt.parent.prompts, **attempt.texts}
@@ -101,7 +120,7 @@ class Writer:
             attempt.verdict, attempt.reason = "duplicate", f"the same as candidate {twin}"
         else:
             self._setting.guards.remember(prompts, attempt.index)
-            attempt.child = Candidate(attempt.index, prompts, (attempt.parent.id,))
+            attempt.child = Candidate(attempt.index, prompts, parents or (attempt.parent.id,))
 
 
 def fill(template: str, current: Mapping[str, str], failures: Sequence[str], critique: str = "", form: str = "") -> str:
