@@ -50,7 +50,9 @@ def make_project(root: Path, grpo: dict[str, object], **files: str) -> Path:
     (package / "agent.py").write_text(files.get("agent", AGENT))
     (package / "reward.py").write_text(REWARD)
     for split, first in {"train": 0, "val": 100}.items():
-        lines = [json.dumps({"id": f"{split}{n}", "number": n, "question": f"say {n}"}) for n in range(first, first + 8)]
+        lines = [
+            json.dumps({"id": f"{split}{n}", "number": n, "question": f"say {n}"}) for n in range(first, first + 8)
+        ]
         (package / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
     tokenizer = train_tokenizer(["say small letters please", "the number"] * 4, vocab_size=300)
     checkpoint.save(checkpoint.scratch(tokenizer, seed=1), tokenizer, root / "base")

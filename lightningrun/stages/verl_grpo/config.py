@@ -16,7 +16,7 @@ from lightningrun.types import ArtifactKind
 if TYPE_CHECKING:
     from lightningrun.recipe.model import Recipe
 
-Algorithm = Literal[
+AlgorithmName = Literal[
     "grpo", "grpo_vectorized", "grpo_passk", "rloo", "rloo_vectorized", "reinforce_plus_plus",
     "reinforce_plus_plus_baseline", "opo", "gpg",
 ]  # fmt: skip
@@ -64,7 +64,7 @@ class GrpoConfig(StageConfig):
     backend: Literal["auto", "inproc", "ray"] = Field(
         default="auto", description="inproc: in this process, on a CPU or one GPU; ray: verl's own trainer"
     )
-    algorithm: Algorithm = Field(default="grpo", description="verl's name of the advantage estimator")
+    algorithm: AlgorithmName = Field(default="grpo", description="verl's name of the advantage estimator")
     split: str = Field(default="train", description="Whose rows are trained on")
     group_size: int = Field(default=8, ge=2, description="Rollouts of a row, compared with each other")
     batch: int = Field(default=32, ge=1, description="Rows a step")
