@@ -1,4 +1,4 @@
-"""Options of the ``apo`` stage, its plan-time checks and its forecast. The defaults are the settings measured best."""
+"""Options of the ``apo`` stage, its plan-time checks and its forecast. The defaults of the search come from simulated tasks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ class ReflectionConfig(Config):
 
     batch: int = Field(default=8, ge=1, description="Failures shown for one proposal, all rounds together")
     rounds: int = Field(
-        default=2, ge=1, description="Coach calls a proposal: each rewrites from its share of the batch"
+        default=2,
+        ge=1,
+        description="Coach calls a proposal: each rewrites from its share of the batch. 1 suits a coach that attends to all "
+        "it is shown",
     )
     source: Literal["failures"] = "failures"
     pool: Literal["parent"] = Field(default="parent", description="All that is known of the parent on train")
