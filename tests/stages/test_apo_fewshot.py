@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from world import Answer, context, rows
 
 from lightningrun.stages.apo.config import ApoConfig, forecast
@@ -120,3 +121,11 @@ async def test_every_budget_is_enough_for_what_it_starts(tmp_path: Path, limit: 
     result = await run(ctx, {})
     assert ctx.engine.executed == result.metrics["rollouts"] <= limit
     assert result.metrics["candidates"] >= 2
+
+
+@pytest.mark.parametrize("algorithm", ["reflective", "textual_gradient_beam", "gepa"])
+def test_examples_are_refused_where_they_would_have_no_effect(algorithm: str) -> None:
+    with pytest.raises(ValidationError, match=f"{algorithm} shows no examples") as refused:
+        options(algorithm=algorithm, demos={"max": 4})
+    assert refused.value.errors()[0]["loc"] == ("demos",)
+    assert options(algorithm=algorithm, demos={"max": 0}).demos.max == 0

@@ -1,4 +1,4 @@
-"""Options of the ``apo`` stage, its plan-time checks and its forecast. The defaults of the search come from simulated tasks."""
+"""Options of the ``apo`` stage, its plan-time checks and its forecast. The defaults come from simulated tasks."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class ReflectionConfig(Config):
     rounds: int = Field(
         default=2,
         ge=1,
-        description="Coach calls a proposal: each rewrites from its share of the batch. 1 suits a coach that attends to all "
-        "it is shown",
+        description="Coach calls a proposal: each rewrites from its share of the batch. 1 suits a coach that attends "
+        "to all it is shown",
     )
     source: Literal["failures"] = "failures"
     pool: Literal["parent"] = Field(default="parent", description="All that is known of the parent on train")
@@ -91,10 +91,10 @@ class GepaConfig(Config):
 
 
 class DemosConfig(Config):
-    """Examples of good answers at the end of a prompt, taken from rollouts on train that passed."""
+    """`bootstrap_fewshot`: examples of good answers at the end of a prompt, from rollouts on train that passed."""
 
-    max: int = Field(default=0, ge=0, description="Examples in a prompt; 0: none, or 4 with bootstrap_fewshot")
-    sets: int = Field(default=16, ge=1, description="bootstrap_fewshot: sets of examples drawn and compared")
+    max: int = Field(default=0, ge=0, description="Examples in a prompt; 0: four")
+    sets: int = Field(default=16, ge=1, description="Sets of examples drawn and compared")
     source: Literal["passing_traces"] = "passing_traces"
 
 
@@ -250,6 +250,14 @@ class ApoConfig(StageConfig):
     budget: ApoBudget = ApoBudget()
     stop: StopConfig = StopConfig()
     report: ReportConfig = ReportConfig()
+
+    @field_validator("demos")
+    @classmethod
+    def _demos(cls, value: DemosConfig, info: ValidationInfo) -> DemosConfig:
+        algorithm = info.data.get("algorithm", "bootstrap_fewshot")
+        if algorithm != "bootstrap_fewshot" and value != DemosConfig():
+            raise ValueError(f"{algorithm} shows no examples: only algorithm: bootstrap_fewshot does")
+        return value
 
     def roles(self) -> tuple[tuple[str, str], ...]:
         return (("coach", self.coach),) if self.least_coach_calls() else ()
