@@ -53,10 +53,18 @@ def _metrics(rollout: Rollout) -> str:
 
 
 def _transcript(calls: Sequence[LLMCall], prompts: Mapping[str, str]) -> str:
-    """The messages of all calls in order, each once: later calls of a conversation repeat the earlier ones."""
+    """The messages of all calls in order, each once: later calls of a conversation repeat the earlier ones. Where
+    there are several agents, each change of who asks is said."""
     lines: list[str] = []
-    told: list[str] = []
+    conversations: dict[str, list[str]] = {}
+    agents = {call.agent for call in calls}
+    several = any(agents) and (len(agents) > 1 or len(prompts) > 1)
+    asks: str | None = None
     for call in calls:
+        if several and call.agent != asks:
+            asks = call.agent
+            lines.append(f"[agent {asks!r} asks]" if asks else "[an unnamed agent asks]")
+        told = conversations.get(call.agent, [])
         messages = [message_text(message, prompts) for message in call.request.get("messages") or []]
         common = 0
         while common < min(len(told), len(messages)) and told[common] == messages[common]:
@@ -64,7 +72,7 @@ def _transcript(calls: Sequence[LLMCall], prompts: Mapping[str, str]) -> str:
         lines += messages[common:]
         answer = _answer(call, prompts)
         lines.append(answer)
-        told = [*messages, answer]
+        conversations[call.agent] = [*messages, answer]
     return "\n".join(lines)
 
 
@@ -81,7 +89,8 @@ def message_text(message: Mapping[str, Json], prompts: Mapping[str, str]) -> str
     text = content_of(message.get("content"))
     for name, prompt in prompts.items():
         if text.strip() and text.strip() == prompt.strip():
-            return f"[{role}] (the prompt {name!r} as it stands above)"
+            # Of several prompts not all need stand above: some are not optimised, or not in this proposal.
+            return f"[{role}] (the prompt {name!r}{' as it stands above' if len(prompts) == 1 else ''})"
     calls = "".join(
         f"\n[calls tool] {(call.get('function') or {}).get('name')}({(call.get('function') or {}).get('arguments')})"
         for call in message.get("tool_calls") or []
