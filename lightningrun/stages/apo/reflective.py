@@ -3,9 +3,9 @@
 The loop is GEPA's (Agrawal et al., 2025) in its outline: a coach reads traces of failures and rewrites. It differs in
 what was measured to matter. A rewrite that beats its parent on a uniform batch of training rows is improved further at
 once; val is paid for the newest of several such steps, not for each, so that most rollouts buy steps and few
-candidates share the confirmation's alpha. Where there is little left to gain, a rewrite is compared on more rows, as
-many as it takes to tell, and each one accepted is scored on val. Whether it replaces the best is decided by every row
-that both have had.
+candidates share the confirmation's alpha. A narrow lead is looked at on more rows; where there is little left to gain,
+on as many as it takes to tell, and each one accepted is scored on val. Whether it replaces the best is decided by every
+row that both have had.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ LEAST_ROWS = 4
 """Near the end of the budget a rewrite is compared on fewer rows than it should be, but not on fewer than these."""
 SURE = 2.0
 """A lead of so many rows ends a comparison early."""
+CLIMB_BATCHES = 3
+"""A lead of a row or two over a poor parent is looked at on so many batches: a chain of lucky steps leads downhill."""
 STALLED = 5
 """After so many proposals in vain the candidate that they come from is scored on val: does it deserve them?"""
 
@@ -47,7 +49,8 @@ class Reflective(Search):
     def trials(self) -> float:
         """How often luck was given a chance on val. Whoever is no better than its parent passes the comparison that
         comes before at most half of the time, so that one proposal is half a trial."""
-        return min(len(self.pool) - 1, self._compared / 2)
+        tried = len(self.pool) - 1
+        return tried if self.config.acceptance.rule == "no_worse" else min(tried, self._compared / 2)
 
     async def generation(self) -> str:
         """Plan, write, compare and book one generation. Returns why the search must end, or ''."""
@@ -195,7 +198,8 @@ class Reflective(Search):
         attempt.reason = f"{before:.3f} -> {after:.3f} on {rows} training rows"
         least = 1e-9 if self.config.acceptance.rule == "strict_improvement" else -1e-9
         attempt.verdict = "accepted" if rows and gain > least else "rejected"
-        most = self.config.acceptance.most if self._is_good(attempt.parent) else 0
+        config = self.config.acceptance
+        most = config.most if self._is_good(attempt.parent) else min(config.most, CLIMB_BATCHES * config.batch)
         return gain < -1e-9 or gain * rows >= SURE * self.setting.span or len(attempt.batch) >= most
 
     def _more_rows(self, attempt: Attempt, sharing: int) -> bool:
