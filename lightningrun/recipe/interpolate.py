@@ -20,6 +20,7 @@ _MAX_CHAIN = 20
 _WORD = re.compile(r"[\w-]+(?:\.[\w-]+)*\.?")
 _RELATIVE = re.compile(r"\$\{\s*(\.+)([\w.-]*)")
 _PLAIN_REFERENCE = re.compile(r"\$\{\s*([A-Za-z_][\w-]*(?:\.[\w-]+)*)\s*\}")
+_OPENED = re.compile(r"(\\*)\$\{")
 _INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
 
 Note = Callable[[KeyPath, str, str], None]
@@ -27,7 +28,7 @@ Note = Callable[[KeyPath, str, str], None]
 
 def escape(text: str) -> str:
     """``text`` written so that interpolation gives it back as it is."""
-    return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", text)
+    return _OPENED.sub(lambda found: found[1] * 2 + "\\${", text)
 
 
 def resolve(tree: dict[str, Any], note: Note) -> tuple[dict[str, Any], set[KeyPath]]:
@@ -179,7 +180,8 @@ class _Weigher:
         return self.weights[path]
 
     def _named(self, path: KeyPath, text: str) -> Iterator[KeyPath]:
-        """Every path of the tree that something inside ``${...}`` may name."""
+        """Every path of the tree that something inside ``${...}`` may name; an escaped one names nothing."""
+        text = _OPENED.sub(lambda found: "" if len(found[1]) % 2 else found[0], text)
         if re.search(r"\$\{\s*\$\{", text):
             yield ()
         relative = [(*path[: -len(dots)], *rest.split(".")) for dots, rest in _RELATIVE.findall(text)]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from recipe_project import RECIPE
 from stage_types import SPECS, SearchConfig
@@ -286,6 +286,7 @@ texts = st.text(st.sampled_from("a1 :-#'\"\\${}\n\t%@!&*?|>,[]=e.~éx\U0001f600"
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.text("abc", min_size=1), values | texts, max_size=4))
+@example({"a": "${."})
 def test_dumped_values_read_back_as_they_were(block: dict[str, Any]) -> None:
     tree = {"vars": block}
     problems: list[Any] = []

@@ -19,7 +19,7 @@ table = specs()
 assert table["apo"].type == "apo"
 assert "plugin" not in sys.modules
 assert "nothing" not in table
-assert list(table) == ["evaluate", "apo", "echo"]
+assert list(table) == ["evaluate", "apo", "sft", "verl_grpo", "echo"]
 assert table["echo"].type == "echo"
 """
 
