@@ -19,9 +19,11 @@ from tests.rollouts.plant import Plant, agent, recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNNER = """
-import asyncio, sys
+import asyncio, signal, sys
 from pathlib import Path
 from tests.rollouts.plant import Plant, agent, recipe
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background inherits that it is ignored
 
 async def main():
     folder = Path(sys.argv[1])
