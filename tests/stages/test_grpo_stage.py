@@ -119,7 +119,8 @@ def test_weights_that_break_fail_the_stage_and_the_best_ones_are_kept(
 ) -> None:
     result, _ = run(tmp_path, monkeypatch, {"lr": 1e30, "max_grad_norm": 1e30})
     assert result.exit_code == 3 and result.error is not None
-    (best,) = (tmp_path / "runs").glob("*-letters-*/stages/grpo/work/*/best")
+    (stage,) = (tmp_path / "runs").glob("*-letters-*/stages/grpo")
+    (best,) = (stage / "work").glob("*/best")
     assert all(weight.isfinite().all() for weight in checkpoint.load(best).parameters())
 
 
@@ -182,7 +183,8 @@ def test_a_killed_training_ends_as_an_undisturbed_one(tmp_path: Path, monkeypatc
     time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert list(runs.glob("*-letters-*/stages/grpo/work/*/state.safetensors"))
+    (stage,) = runs.glob("*-letters-*/stages/grpo")
+    assert list((stage / "work").glob("*/state.safetensors"))
     at_home(recipe.parent, monkeypatch)
     resumed = resume((runs / "latest").resolve())
     again = [json.loads(line) for line in journal.read_text().splitlines()]

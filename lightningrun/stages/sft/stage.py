@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import copy
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
 
 from lightningrun.errors import StageFailed, UsageError
 from lightningrun.files import digest, read_record, write_atomic
@@ -26,6 +24,7 @@ from lightningrun.stages.sft.examples import Chat, Example, chats_of, encode, re
 from lightningrun.stages.sft.gold import GoldModel, gold_answers
 from lightningrun.stages.sft.training import Trainer, Update
 from lightningrun.stages.statistics import mean
+from lightningrun.stages.training_thread import in_thread, told_until
 from lightningrun.types import Artifact, ArtifactKind, Json, LLMCall, Rollout, StageResult
 
 _CURVE_POINTS = 100
@@ -49,10 +48,9 @@ async def run(ctx: StageContext, inputs: Mapping[str, Artifact]) -> StageResult:
     if not examples:
         raise StageFailed("no demonstration fits the model", hint="a model with a longer context")
     ctx.info(f"{len(examples)} demonstrations, {sum(sum(one.learn) for one in examples)} tokens to learn")
-    with concurrent.futures.ThreadPoolExecutor(1, "sft") as thread:
-        steps = await _in_thread(thread, _steps, ctx, decoder, examples)
-        trainer = Trainer(decoder, examples, config, steps, ctx.seed, ctx.work)
-        await _train(ctx, trainer, thread)
+    steps = await in_thread(lambda: _steps(ctx, decoder, examples))
+    trainer = Trainer(decoder, examples, config, steps, ctx.seed, ctx.work)
+    await _train(ctx, trainer)
     saved = checkpoint.save(decoder, tokenizer, ctx.outputs / "model", {"step": trainer.step})
     metrics: dict[str, Json] = {
         "loss": mean(trainer.losses),
@@ -156,13 +154,13 @@ def _steps(ctx: StageContext, decoder: Decoder, examples: list[Example]) -> int:
     return steps
 
 
-async def _train(ctx: StageContext, trainer: Trainer, thread: concurrent.futures.Executor) -> None:
+async def _train(ctx: StageContext, trainer: Trainer) -> None:
     """All updates that are left. Interrupted, it saves where it is."""
-    told = _told(ctx)
+    told = told_until(ctx)
     every = max(1, trainer.steps // _CURVE_POINTS)
     try:
         while trainer.step < trainer.steps:
-            update = await _in_thread(thread, trainer.update)
+            update = await in_thread(trainer.update)
             if update.step > told and (update.step % every == 0 or update.step == trainer.steps):
                 ctx.journal.emit("metric", stage=ctx.stage, step=update.step, values=_values(update))
             ctx.journal.flash("progress", stage=ctx.stage, done=update.step, total=trainer.steps, unit="updates")
@@ -173,27 +171,3 @@ async def _train(ctx: StageContext, trainer: Trainer, thread: concurrent.futures
 
 def _values(update: Update) -> dict[str, float]:
     return {"loss": update.loss, "grad_norm": update.grad_norm, "lr": update.lr, "cpu_s": round(update.cpu_s, 3)}
-
-
-def _told(ctx: StageContext) -> int:
-    """The last step whose metrics an earlier attempt of this very work has written."""
-    key, last = None, 0
-    for event in ctx.journal.events():
-        if event["stage"] == ctx.stage and event["kind"] == "stage_started" and event.get("key") != key:
-            key, last = event.get("key"), 0
-        elif event["stage"] == ctx.stage and event["kind"] == "metric":
-            last = max(last, event["step"])
-    return last
-
-
-_T = TypeVar("_T")
-
-
-async def _in_thread(thread: concurrent.futures.Executor, function: Callable[..., _T], *arguments: Any) -> _T:
-    """Run in ``thread``; when cancelled, wait for what is under way first: an update is whole or not at all."""
-    future = asyncio.get_running_loop().run_in_executor(thread, function, *arguments)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        await asyncio.wait([future])
-        raise
