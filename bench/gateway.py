@@ -28,7 +28,6 @@ import secrets
 import socket
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -37,7 +36,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from measuring import HERE, endpoint
+from measuring import HERE, endpoint, served
 
 CLIENTS = 64
 DIRECT, OURS, PROXY = "endpoint", "gateway", "LiteLLM proxy"
@@ -132,13 +131,8 @@ async def at_once(target: Target, calls: int) -> float:
 @contextlib.contextmanager
 def gateway(base: str) -> Iterator[Target]:
     """Our gateway in a process of its own, as a run sets it up."""
-    command = [sys.executable, __file__, "--serve", f"{base}/v1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield Target(**json.loads(process.stdout.readline()))
-        finally:
-            process.kill()
+    with served(Path(__file__), "--serve", f"{base}/v1") as target:
+        yield Target(**json.loads(target))
 
 
 async def serve(base_url: str) -> None:

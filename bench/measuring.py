@@ -69,15 +69,22 @@ def _pss(process: psutil.Process) -> float:
 
 
 @contextlib.contextmanager
-def endpoint(latency_ms: float) -> Iterator[str]:
-    """The endpoint in a process of its own; yields its origin."""
-    command = [sys.executable, str(HERE / "endpoint.py"), "--latency-ms", str(latency_ms)]
+def served(script: Path, *options: str) -> Iterator[str]:
+    """A server in a process of its own; yields the line by which it tells that it is up, and where."""
+    command = [sys.executable, str(script), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+            yield process.stdout.readline()
         finally:
             process.kill()
+
+
+@contextlib.contextmanager
+def endpoint(latency_ms: float) -> Iterator[str]:
+    """The endpoint in a process of its own; yields its origin."""
+    with served(HERE / "endpoint.py", "--latency-ms", str(latency_ms)) as port:
+        yield f"http://127.0.0.1:{int(port)}"
 
 
 def measure(label: str, command: list[str], base: str) -> Measurement:

@@ -24,10 +24,13 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+
 import ours
 import trials
 import worlds
 from contestants import BUDGETS, Contestant, contestant
+from measuring import served
 from report import Report
 
 import lightningrun
@@ -100,13 +103,8 @@ def _code(engine: str) -> str:
 @contextlib.contextmanager
 def endpoint() -> Iterator[str]:
     """The simulation in a process of its own; yields its base URL."""
-    command = [sys.executable, str(HERE / "simulation.py")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
-        finally:
-            process.kill()
+    with served(HERE / "simulation.py") as port:
+        yield f"http://127.0.0.1:{int(port)}/v1"
 
 
 def stats(base: str, run: str) -> dict[str, float]:
