@@ -62,7 +62,9 @@ class Experiment(Prepared):
 
         warnings = self.check()
         chosen = selection(start, until, only, force, no_cache)
-        self.planner(chosen)
+        planner = self.planner(chosen)
+        if start is not None:
+            planner.plan_all()  # what --from and --only build on is there, or no run begins
         folder = runfolder.create(self.runs_dir, name or self.recipe.name)
         execution = Execution(self, folder, chosen, keep_going, tuple(observers), warnings)
         execution.freeze()

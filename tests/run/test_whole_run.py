@@ -131,6 +131,7 @@ def test_selection_of_stages(tmp_path: Path) -> None:
     root = make_project(tmp_path / "p")
     refused = lightningrun(root, "recipe.yaml", "--from", "apo")
     assert refused.returncode == 2 and "baseline" in refused.stderr
+    assert not (root / "runs").exists(), "a run that cannot begin leaves nothing"
     assert lightningrun(root, "recipe.yaml", "--only", "baseline").returncode == 0
     assert show(root)["stages"]["apo"]["status"] == "skipped"
     assert lightningrun(root, "recipe.yaml", "--from", "apo").returncode == 0
