@@ -103,6 +103,8 @@ class LLMCall:
     agent: str = ""
     protocol: str = ""
     path: str = ""
+    span: str = ""
+    """The OpenTelemetry span (16 hex digits) that made it, where its request says so in a ``traceparent``."""
     cache_key: str = ""
     sampled: Mapping[str, Json] | None = None
     """What was sampled, where the provider tells: ``prompt_ids``, ``weights`` (a digest or label), and of each of the
@@ -119,6 +121,26 @@ class LLMCall:
         known = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
         known["usage"] = Usage(**known.get("usage") or {})
         return cls(**known)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSpan:
+    """An OpenTelemetry span of the agent's own process: a step of its framework, a tool, an agent, a call to a model.
+
+    ``id``, ``parent`` ("" at the top) and ``trace`` are hexadecimal; times are in seconds, since 1970 for
+    ``started_at``. ``attributes`` are flat: numbers, bools and texts cut short.
+    """
+
+    id: str
+    parent: str
+    trace: str
+    name: str
+    started_at: float
+    duration_s: float
+    error: str = ""
+    scope: str = ""
+    """The instrumentation that made it."""
+    attributes: Mapping[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +218,11 @@ class Rollout:
     tags: tuple[str, ...] = ()
     steps: tuple[float, ...] = ()
     """Rewards of single LLM calls, in the order of ``call_refs``; empty where the reward function gives none."""
+    agents: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """What each agent did that a call names: ``calls``, ``tokens``, ``cost_usd``, ``seconds`` of its calls and
+    ``errors``; "" is who made calls without a name. Empty where no call has one."""
+    span_ref: int | None = None
+    """Byte offset in the run's ``spans.jsonl`` of what the agent's framework told of it; None if it told nothing."""
 
     def to_json(self) -> dict[str, Json]:
         """Shares the output with this rollout: not to be changed."""

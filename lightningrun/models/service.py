@@ -220,9 +220,9 @@ class ModelService:
 
     def _replay(self, call: PendingCall, offset: int, original: LLMCall) -> Body:
         session = call.session
-        usage, cost = original.usage, original.cost_usd or 0.0
+        usage, cost, took_s = original.usage, original.cost_usd or 0.0, original.duration_s
         if (original.stage, original.owner) != (session.stage, session.owner):
-            cost = 0.0
+            cost = took_s = 0.0
             copy = self._log.copy(session.stage, session.owner, call.key)
             offset = (
                 copy
@@ -237,6 +237,7 @@ class ModelService:
                         agent=call.agent,
                         protocol=call.protocol,
                         path=call.path,
+                        span=call.span,
                         started_at=time.time(),
                         duration_s=0.0,
                         cost_usd=0.0,
@@ -245,7 +246,7 @@ class ModelService:
                     )
                 )
             )
-        session.note(offset, usage, cost)
+        session.note(offset, usage, cost, call.agent, took_s, False)
         assert original.response is not None
         return dict(original.response)
 
@@ -305,6 +306,7 @@ class ModelService:
         made = call.attempts.made if call.attempts else 0
         usage = usage_of(completion, call.payload) if completion is not None else Usage()
         cost = None if role.price is None else role.price.of(usage)
+        took_s = round(time.monotonic() - call.started, 6) if call.started else 0.0
         offset = self._log.append(
             LLMCall(
                 id=self._new_id(),
@@ -316,7 +318,7 @@ class ModelService:
                 response=completion,
                 error=error,
                 started_at=round(call.started_at or time.time(), 4),
-                duration_s=round(time.monotonic() - call.started, 6) if call.started else 0.0,
+                duration_s=took_s,
                 usage=usage,
                 cost_usd=cost,
                 attempts=made,
@@ -325,13 +327,14 @@ class ModelService:
                 agent=call.agent,
                 protocol=call.protocol,
                 path=call.path,
+                span=call.span,
                 cache_key=call.key,
                 sampled=sampled,
             )
         )
         if call.reservation is not None:
             call.reservation.settle(usage, cost or 0.0)
-        session.note(offset, usage, cost or 0.0)
+        session.note(offset, usage, cost or 0.0, call.agent, took_s, bool(error))
 
     def _new_id(self) -> str:
         self._last_id += 1

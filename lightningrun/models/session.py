@@ -38,6 +38,7 @@ class PendingCall:
     protocol: str = ""
     path: str = ""
     started_at: float = 0.0
+    span: str = ""
     started: float = 0.0
     reservation: Reservation | None = None
     attempts: Retries | None = None
@@ -48,6 +49,8 @@ class PendingCall:
 
 
 _TELLING = 8
+DOINGS = ("calls", "tokens", "cost_usd", "seconds", "errors")
+"""What is summed for each agent."""
 """Characters of a prompt between its placeholders by which it may be told from other texts."""
 _PLACEHOLDER = re.compile(r"\{[^{}]*\}")
 
@@ -84,6 +87,8 @@ class CallSession:
         """What makes every further call pointless: a refused key, an unknown model, a full disk."""
         self.budget: BudgetReached | None = None
         self.rewritten: Counter[str] = Counter()
+        self.agents: dict[str, dict[str, float]] = {}
+        """As ``Rollout.agents``, calls without a name included."""
         """How often each of ``rewrites`` was seen in a request."""
         self._rewrites = rewrites
         self._prompts = prompts
@@ -96,14 +101,21 @@ class CallSession:
         return next(iter(self._failed.values()), None)
 
     async def chat(
-        self, body: Body, *, role: str | None = None, agent: str = "", protocol: str = "", path: str = ""
+        self,
+        body: Body,
+        *,
+        role: str | None = None,
+        agent: str = "",
+        protocol: str = "",
+        path: str = "",
+        span: str = "",
     ) -> Body:
         """The chat completion for ``body`` (of protocol ``embeddings``: the embeddings).
 
         ``agent`` names who asks; without it, the request does by the model asked for or the prompt that it carries.
         Raises ModelError (RefusedRequest: the body is to blame), BudgetReached.
         """
-        call = self._prepared(body, role, agent, protocol, path)
+        call = self._prepared(body, role, agent, protocol, path, span)
         try:
             completion = await self._service.answer(call)
         except BaseException as error:
@@ -113,10 +125,17 @@ class CallSession:
         return completion
 
     async def stream(
-        self, body: Body, *, role: str | None = None, agent: str = "", protocol: str = "", path: str = ""
+        self,
+        body: Body,
+        *,
+        role: str | None = None,
+        agent: str = "",
+        protocol: str = "",
+        path: str = "",
+        span: str = "",
     ) -> AsyncGenerator[Body, None]:
         """The chunks of a completion as they come; close the iterator to hang up. Raises as ``chat``."""
-        call = self._prepared(body, role, agent, protocol, path)
+        call = self._prepared(body, role, agent, protocol, path, span)
         try:
             async with contextlib.aclosing(self._service.stream(call)) as chunks:
                 async for chunk in chunks:
@@ -126,13 +145,17 @@ class CallSession:
             raise
         self._failed.pop(call.digest, None)
 
-    def refuse(self, reason: str, asked: Body, *, agent: str = "", protocol: str = "", path: str = "") -> None:
+    def refuse(
+        self, reason: str, asked: Body, *, agent: str = "", protocol: str = "", path: str = "", span: str = ""
+    ) -> None:
         """Record a request that nobody could answer, so that whoever reads the calls of an agent sees it."""
         role = self._service.role_for(asked.get("model"), self.default_role, self._stood_for)
-        call = PendingCall(self, role, asked, b"", "", 0, agent or self._agent_of(asked), protocol, path)
+        call = PendingCall(self, role, asked, b"", "", 0, agent or self._agent_of(asked), protocol, path, span)
         self._service.refuse(call, reason)
 
-    def _prepared(self, asked: Body, role_name: str | None, agent: str, protocol: str, path: str) -> PendingCall:
+    def _prepared(
+        self, asked: Body, role_name: str | None, agent: str, protocol: str, path: str, span: str
+    ) -> PendingCall:
         service = self._service
         role = service.role_for(role_name or asked.get("model"), role_name or self.default_role, self._stood_for)
         agent = agent or (self._agent_of(asked) if protocol else "")
@@ -148,7 +171,7 @@ class CallSession:
         self._asked[digest] = occurrence + 1
         if role.config.provider in ("python", "local"):
             body["seed"] = _seed(role.seed, body.get("seed"), self.sample, occurrence)
-        return PendingCall(self, role, body, payload, digest, occurrence, agent, protocol, path)
+        return PendingCall(self, role, body, payload, digest, occurrence, agent, protocol, path, span)
 
     def _agent_of(self, asked: Body) -> str:
         """Which agent of several asks, as far as the request tells.
@@ -219,6 +242,9 @@ class CallSession:
         elif isinstance(error, RefusedRequest):
             pass
         elif isinstance(error, ModelError) and error.kind not in FATAL_KINDS:
+        did = self.agents.setdefault(agent, dict.fromkeys(DOINGS, 0))
+        for name, value in zip(DOINGS, (1, usage.total_tokens, cost_usd, seconds, failed), strict=True):
+            did[name] += value
             self._failed[call.digest] = error
         elif isinstance(error, LightningError):
             self.fatal = error
