@@ -37,8 +37,8 @@ class PendingCall:
     agent: str = ""
     protocol: str = ""
     path: str = ""
-    started_at: float = 0.0
     span: str = ""
+    started_at: float = 0.0
     started: float = 0.0
     reservation: Reservation | None = None
     attempts: Retries | None = None
@@ -48,9 +48,9 @@ class PendingCall:
         return f"{self.digest}-{self.session.sample}-{self.occurrence}"
 
 
-_TELLING = 8
 DOINGS = ("calls", "tokens", "cost_usd", "seconds", "errors")
 """What is summed for each agent."""
+_TELLING = 8
 """Characters of a prompt between its placeholders by which it may be told from other texts."""
 _PLACEHOLDER = re.compile(r"\{[^{}]*\}")
 
@@ -83,12 +83,12 @@ class CallSession:
         """Calls that ended, failed ones and those answered from the log included."""
         self.usage = Usage()
         self.cost_usd = 0.0
+        self.agents: dict[str, dict[str, float]] = {}
+        """As ``Rollout.agents``, calls without a name included."""
         self.fatal: LightningError | None = None
         """What makes every further call pointless: a refused key, an unknown model, a full disk."""
         self.budget: BudgetReached | None = None
         self.rewritten: Counter[str] = Counter()
-        self.agents: dict[str, dict[str, float]] = {}
-        """As ``Rollout.agents``, calls without a name included."""
         """How often each of ``rewrites`` was seen in a request."""
         self._rewrites = rewrites
         self._prompts = prompts
@@ -227,8 +227,11 @@ class CallSession:
         self.rewritten[text] += 1
         return self._rewrites[text]
 
-    def note(self, ref: int, usage: Usage, cost_usd: float) -> None:
+    def note(self, ref: int, usage: Usage, cost_usd: float, agent: str, seconds: float, failed: bool) -> None:
         """Book one ended call (called by the service)."""
+        did = self.agents.setdefault(agent, dict.fromkeys(DOINGS, 0))
+        for name, value in zip(DOINGS, (1, usage.total_tokens, cost_usd, seconds, failed), strict=True):
+            did[name] += value
         self.refs.append(ref)
         self.llm_calls += 1
         self.usage = self.usage + usage
@@ -242,9 +245,6 @@ class CallSession:
         elif isinstance(error, RefusedRequest):
             pass
         elif isinstance(error, ModelError) and error.kind not in FATAL_KINDS:
-        did = self.agents.setdefault(agent, dict.fromkeys(DOINGS, 0))
-        for name, value in zip(DOINGS, (1, usage.total_tokens, cost_usd, seconds, failed), strict=True):
-            did[name] += value
             self._failed[call.digest] = error
         elif isinstance(error, LightningError):
             self.fatal = error
