@@ -109,7 +109,7 @@ class ModelService:
         """A session for one owner: a rollout's key, or ``coach:...``.
 
         A caller that asks for the role ``stood_for`` gets the default role. ``sample`` keeps the repeats of a task
-        apart in the cache. ``rewrites`` replaces whole message texts. By ``prompts`` (name -> text as the agent sends
+        apart in the cache. ``rewrites`` replaces texts in messages. By ``prompts`` (name -> text as the agent sends
         it) calls are told apart whose request names no agent.
         """
         ledger = self._stage_ledger(stage)

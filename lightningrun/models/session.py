@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from lightningrun.errors import BudgetReached, LightningError, ModelError
@@ -53,6 +54,9 @@ DOINGS = ("calls", "tokens", "cost_usd", "seconds", "errors")
 _TELLING = 8
 """Characters of a prompt between its placeholders by which it may be told from other texts."""
 _PLACEHOLDER = re.compile(r"\{[^{}]*\}")
+_FOUND_WITHIN = 40
+"""Characters from which on a built-in prompt is replaced also where it is only a part of what a message says."""
+_INSTRUCTS = frozenset({"system", "developer", "user"})
 
 
 class CallSession:
@@ -212,20 +216,29 @@ class CallSession:
         return {**asked, "messages": [self._rewritten_message(message) for message in messages]}
 
     def _rewritten_message(self, message: Body) -> Body:
-        content = message.get("content") if isinstance(message, dict) else None
-        if isinstance(content, str):
-            return {**message, "content": self._rewritten(content)} if content in self._rewrites else message
-        if not isinstance(content, list) or not any(text in self._rewrites for text in _texts(message)):
+        if not isinstance(message, dict) or message.get("role") not in _INSTRUCTS:
             return message
-        parts = [
-            {**part, "text": self._rewritten(part["text"])} if _text_of(part) in self._rewrites else part
-            for part in content
-        ]
+        content = message.get("content")
+        if isinstance(content, str):
+            return {**message, "content": self._rewritten(content)}
+        if not isinstance(content, list):
+            return message
+        parts = [{**part, "text": self._rewritten(text)} if (text := _text_of(part)) else part for part in content]
         return {**message, "content": parts}
 
     def _rewritten(self, text: str) -> str:
-        self.rewritten[text] += 1
-        return self._rewrites[text]
+        """The text with each built-in prompt in it replaced: frameworks put words of their own around a prompt."""
+        if text in self._rewrites:
+            self.rewritten[text] += 1
+            return self._rewrites[text]
+        built_in = tuple(sorted(self._rewrites, key=len, reverse=True))
+
+        def replacement(found: re.Match[str]) -> str:
+            baseline = built_in[(found.lastindex or 1) - 1]
+            self.rewritten[baseline] += 1
+            return self._rewrites[baseline].strip()
+
+        return _finder(built_in).sub(replacement, text)
 
     def note(self, ref: int, usage: Usage, cost_usd: float, agent: str, seconds: float, failed: bool) -> None:
         """Book one ended call (called by the service)."""
@@ -248,6 +261,17 @@ class CallSession:
             self._failed[call.digest] = error
         elif isinstance(error, LightningError):
             self.fatal = error
+
+
+@lru_cache(maxsize=64)
+def _finder(prompts: tuple[str, ...]) -> re.Pattern[str]:
+    """Finds built-in prompts, one group each, however their words are spaced. A short one must be all that is said."""
+    bare = [r"\s+".join(map(re.escape, prompt.split())) for prompt in prompts]
+    patterns = [
+        rf"(?<!\w)({words})(?!\w)" if len(prompt.strip()) >= _FOUND_WITHIN else rf"\A\s*({words or '(?!)'})\s*\Z"
+        for prompt, words in zip(prompts, bare, strict=True)
+    ]
+    return re.compile("|".join(patterns))
 
 
 def _seed(recipe_seed: int, asked: object, sample: int, occurrence: int) -> int:

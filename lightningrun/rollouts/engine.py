@@ -222,7 +222,8 @@ class RolloutEngine:
                 f"no request of stage {self._stage} held the text of prompt {sorted(unseen)[0]!r}, so the gateway "
                 "could not replace it",
                 where="agent.prompts",
-                hint="its text must equal a message that the agent sends, or take it as argument: bind: argument",
+                hint="its text must equal a message that the agent sends (from 40 characters on: or stand in one), or "
+                "take it as argument: bind: argument",
             )
 
     def _warn_of_leftovers(self, attempt: Attempt, request: RolloutRequest) -> None:

@@ -95,3 +95,30 @@ async def test_an_almost_equal_prompt_is_left_alone(house: Opens) -> None:
         bound(h, rewrites={BASE: NEW})
         await h.client.responses.create(model="policy", instructions=BASE + " Very.", input=BASE.lower())
         assert h.session.rewritten == {} and NEW not in str(h.endpoint.requests)
+
+
+LONG = "You write one SQLite query that answers\nthe question of the user.\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "sent"),
+    [
+        (f"Role: analyst. {LONG}Rules: call a tool.", "Role: analyst. Count well.\nRules: call a tool."),
+        (f"{LONG.strip()}", "Count well."),
+        ("    You write one SQLite query that answers\n    the question of the user.", "    Count well."),
+        (f"{LONG}\nQuestion: how many? You are old.", "Count well.\n\nQuestion: how many? You are old."),
+        ("You write one SQLite query that answers\nthe question of the users.", None),
+        ("You are old.\n", "You are new."),
+    ],
+)
+async def test_a_long_built_in_prompt_is_found_within_a_framework_s_own_words(
+    house: Opens, said: str, sent: str | None
+) -> None:
+    async with house("ok") as h:
+        bound(h, rewrites={BASE: NEW, LONG: "Count well.\n", "": "nothing"}, prompts={})
+        before: Any = [{"role": "assistant", "content": LONG}, {"role": "tool", "tool_call_id": "1", "content": LONG}]
+        await h.client.chat.completions.create(model="policy", messages=[{"role": "user", "content": said}, *before])
+        messages = h.endpoint.requests[0]["messages"]
+        assert messages[0]["content"] == (said if sent is None else sent)
+        assert [message["content"] for message in messages[1:]] == [LONG, LONG], "what was said before stays"
+        assert sum(h.session.rewritten.values()) == (sent is not None)
