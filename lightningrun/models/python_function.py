@@ -1,7 +1,8 @@
 """A chat model written as a Python function: ``fn(request) -> str or dict``, sync or async.
 
 ``request`` is the body of a chat-completions call. A string answered becomes the message's content; a dict must be a
-chat completion. For demonstrations, tests and home-made models: anything behind a function is a model.
+chat completion, of which ``choices`` will do. For demonstrations, tests and home-made models: anything behind a function
+is a model.
 """
 
 from __future__ import annotations
@@ -62,14 +63,14 @@ class PythonFunction:
         except Exception as error:
             raise ModelError(_said(self._name, error), kind="python", where=self._where) from error
         if isinstance(answer, str):
-            return _completion(body, answer)
+            return _completion(body, {"role": "assistant", "content": answer})
         if not isinstance(answer, dict):
             raise ModelError(
                 f"{self._name} answered with {type(answer).__name__}: a str or a chat completion as a dict is wanted",
                 kind="python",
                 where=self._where,
             )
-        return checked(answer, self._where)
+        return {**_completion(body, checked(answer, self._where)["choices"][0]["message"]), **answer}
 
     async def stream(self, body: Body, timeout_s: float) -> AsyncGenerator[Body, None]:
         for chunk in split(await self.complete(body, b"", timeout_s)):
@@ -138,10 +139,11 @@ def _call(
         pass
 
 
-def _completion(body: Body, text: str) -> Body:
-    said = sum(tokens_of(str(message.get("content") or "")) for message in body.get("messages") or ())
-    usage = {"prompt_tokens": said, "completion_tokens": tokens_of(text)}
-    message = {"role": "assistant", "content": text}
+def _completion(body: Body, message: Body) -> Body:
+    """A whole chat completion that says ``message``: clients want all of its fields."""
+    asked = sum(tokens_of(str(message.get("content") or "")) for message in body.get("messages") or ())
+    text = "".join(str(message[key]) for key in ("content", "tool_calls") if message.get(key))
+    usage = {"prompt_tokens": asked, "completion_tokens": tokens_of(text)}
     return {
         "id": f"chatcmpl-{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:24]}",
         "object": "chat.completion",

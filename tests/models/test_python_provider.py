@@ -41,6 +41,8 @@ async def test_a_file_is_a_module_too_and_a_dict_is_taken_whole(tmp_path: Path) 
     service = service_for(tmp_path, f"{Path(__file__).parent}/scripted_models.py:whole")
     completion = await service.session(stage="s", owner="o").chat(ASK)
     assert completion["choices"][0]["finish_reason"] == "length"
+    assert {"id", "object", "created", "model", "usage"} <= set(completion), "clients insist on them"
+    assert completion["usage"]["total_tokens"] > 0
     await service.aclose()
 
 
