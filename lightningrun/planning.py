@@ -40,7 +40,10 @@ class Action(str, enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """Where a stage's input comes from: an earlier stage's output, or the recipe itself (``stage`` empty)."""
+    """Where a stage's input comes from: an earlier stage's output, or the recipe itself (``stage`` empty).
+
+    Of the recipe ``output`` is what a stage that takes several in turn calls it: ``agent``, or a role.
+    """
 
     stage: str
     output: str
@@ -48,7 +51,7 @@ class Input:
     """given | auto | recipe"""
 
     def __str__(self) -> str:
-        return f"{self.stage}.{self.output}" if self.stage else "recipe"
+        return f"{self.stage}.{self.output}" if self.stage else self.output or "recipe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +259,11 @@ class Planner:
                 found[name] = self._through_skipped(Input(source, output, "given"), kind, known)
                 continue
             found[name] = self._newest(kind, config.policy, known) or Input("", "", "recipe")
+        for name, values in config.choices().items():
+            for number, value in enumerate(values):
+                source, dot, output = value.partition(".")
+                wanted = Input(source, output, "given") if dot else Input("", value, "recipe")
+                found[f"{name}[{number}]"] = self._through_skipped(wanted, spec.consumes[name], known)
         return found
 
     def _newest(self, kind: ArtifactKind, policy: str, known: Mapping[str, Known]) -> Input | None:
@@ -297,7 +305,7 @@ class Planner:
             "type": spec.type,
             "version": spec.version,
             "config": config.model_dump(mode="json", exclude={"when", "inputs"}),
-            "inputs": {n: known[i.stage].plan.key + "." + i.output if i.stage else "recipe" for n, i in inputs.items()},
+            "inputs": {n: known[i.stage].plan.key + "." + i.output if i.stage else str(i) for n, i in inputs.items()},
             "prompts": dict(self.facts["prompts"]),
             "models": {r: self.facts["models"][r] for r in sorted(roles) if r in self.facts["models"]},
             "agent": self.facts["agent"],

@@ -193,8 +193,8 @@ class TraceCall(TypedDict):
 class Rollout:
     """One execution of the agent on one task, scored.
 
-    ``key`` is unique within a stage: ``<prompts digest>/<split>/<task id>/<sample>``. ``score`` is None unless
-    ``status.scored``. ``call_refs`` are byte offsets of its LLM calls in the run's ``calls.jsonl``.
+    ``key`` is unique within a stage: ``<prompts digest>/<split>/<task id>/<sample>``, and ``/<model>`` in a grid.
+    ``score`` is None unless ``status.scored``. ``call_refs`` are byte offsets of its LLM calls in ``calls.jsonl``.
     """
 
     key: str

@@ -287,7 +287,17 @@ class _Pipeline:
 
     def _named(self, stage: str, config: StageConfig) -> None:
         for key, role in (("policy", config.policy), *config.roles()):
+    def _choice(self, stage: str, path: KeyPath, value: str, kind: ArtifactKind) -> None:
+        """What one entry of a grid names; roles are looked up with all others."""
+        if "." in value:
+            self._input(stage, path, value, kind)
+        elif kind is not ArtifactKind.MODEL and value != "agent":
+            self._note(path, f"'{value}' is not of the form <stage>.<output>", "`agent` names the recipe's own prompts")
+
             if role not in self.models and role != "policy":
+        for name, values in config.choices().items() if stage in self.types else ():
+            for number, value in enumerate(values):
+                self._choice(stage, ("stages", stage, "grid", name, number), value, self.types[stage].consumes[name])
                 self._note(_path(stage, key), f"no model '{role}' in 'models'", did_you_mean(role, self.models))
         for key, split in config.splits():
             if self.splits and split not in self.splits:

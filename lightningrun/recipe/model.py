@@ -6,7 +6,7 @@ Unknown keys are refused, a bool is not a number, a frozen recipe stays as it wa
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
@@ -319,6 +319,11 @@ class StageConfig(Config):
     def roles(self) -> tuple[tuple[str, str], ...]:
         """(dotted key in this stage, role) of each model that this stage names."""
         return ()
+    def choices(self) -> Mapping[str, Sequence[str]]:
+        """Input -> what ``grid`` of this stage takes for it in turn: ``<stage>.<output>``, or a name of what the recipe
+        itself has: ``agent`` of prompts, a role of models."""
+        return {}
+
 
     def extras(self) -> tuple[tuple[str, str, str], ...]:
         """(dotted key in this stage, package, extra of ours that brings it) of each optional package it needs."""

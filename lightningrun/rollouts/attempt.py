@@ -108,9 +108,6 @@ class Attempts:
         roles = list(recipe.models)
         self._policy = policy if policy in roles else next(iter(roles), "policy")
         self._judge = "judge" if "judge" in roles else self._policy
-        config = recipe.models.get(self._policy)
-        sampling = {name: getattr(config, name, None) for name in ("temperature", "top_p", "max_tokens")}
-        self._llm = {name: value for name, value in sampling.items() if value is not None}
         self.baselines = {
             name: prompt.text or "" for name, prompt in recipe.agent.prompts.items() if prompt.bind == "gateway"
         }
@@ -124,7 +121,7 @@ class Attempts:
             stage=self._stage,
             owner=key,
             sample=request.sample,
-            default_role=self._policy,
+            default_role=request.role or self._policy,
             stood_for="policy",
             rewrites=rewrites,
             prompts={**request.prompts, **self.baselines},
@@ -135,7 +132,7 @@ class Attempts:
         def bind(url_id: str) -> None:
             self._gateway.bind(url_id, metered)
 
-        job = AgentJob(request.task.fields, request.prompts, request.seed(self._seed), timeout_s, self._llm)
+        job = AgentJob(request.task.fields, request.prompts, request.seed(self._seed), timeout_s, self._llm(request))
         outcome = await self._pool.run(job, bind)
         stalled = metered.unanswered_s() if outcome.kind == "timeout" else 0.0
         self._note_seen(session)
@@ -185,6 +182,12 @@ class Attempts:
             outcome.output,
             leftovers=outcome.leftovers,
         )
+
+    def _llm(self, request: RolloutRequest) -> dict[str, Json]:
+        """What the agent is told of the model that answers it."""
+        config = self._recipe.models.get(request.role or self._policy)
+        sampling = {name: getattr(config, name, None) for name in ("temperature", "top_p", "max_tokens")}
+        return {name: value for name, value in sampling.items() if value is not None}
 
     def _note_seen(self, session: CallSession) -> None:
         if self.unseen and session.rewritten:

@@ -17,10 +17,15 @@ class RolloutRequest:
     task: Task
     prompts: Mapping[str, str]
     sample: int = 0
+    role: str = ""
+    """Which model of the recipe answers the agent, where that is not the stage's policy."""
+    model: str = ""
+    """Tells apart what different models answer within a stage."""
 
     @property
     def key(self) -> str:
-        return f"{digest(dict(self.prompts))[:12]}/{self.task.split}/{self.task.id}/{self.sample}"
+        key = f"{digest(dict(self.prompts))[:12]}/{self.task.split}/{self.task.id}/{self.sample}"
+        return f"{key}/{self.model}" if self.model else key
 
     def seed(self, recipe_seed: int) -> int:
         """The agent's seed (31 bits): the same for every prompt, so that candidates meet the same luck."""

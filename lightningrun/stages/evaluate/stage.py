@@ -1,14 +1,17 @@
-"""The ``evaluate`` stage: the agent on every row of a split, its mean with an interval, and a gate."""
+"""The ``evaluate`` stage: the agent on every row of a split, its mean with an interval, and a gate.
+
+Over a grid its metrics are those of the last cell, beside each cell's own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from lightningrun.errors import GateNotMet, RewardErrors
-from lightningrun.rollouts.engine import RolloutRequest
 from lightningrun.stages.base import StageContext
 from lightningrun.stages.evaluate.config import EvaluateConfig
 from lightningrun.stages.evaluate.gate import Check, check_gate, row_mean, scores_by_row, weights_of
+from lightningrun.stages.evaluate.grid import compare_cells, flat, run_cells, write_grid
 from lightningrun.stages.rollout_file import write_rollouts
 from lightningrun.stages.statistics import bootstrap_interval, mean, pass_at_k
 from lightningrun.types import Artifact, ArtifactKind, Json, Rollout, RolloutStatus, StageResult
@@ -21,12 +24,16 @@ async def run(ctx: StageContext, inputs: Mapping[str, Artifact]) -> StageResult:
     has a score."""
     config: EvaluateConfig = ctx.config
     tasks = ctx.data.splits[config.split].tasks
-    requests = [RolloutRequest(task, ctx.prompts, sample) for task in tasks for sample in range(config.samples)]
-    rollouts = await ctx.engine.run(requests, total=len(requests))
-    write_rollouts(ctx.outputs / ROLLOUTS, rollouts)
+    cells = await run_cells(ctx, inputs, tasks)
+    write_rollouts(ctx.outputs / ROLLOUTS, {one.key: one for found in cells.values() for one in found}.values())
     reward_range = ctx.recipe.reward.range
     weights = {task.id: task.weight for task in tasks} if any(task.weight != 1.0 for task in tasks) else {}
+    rollouts = list(cells.values())[-1]
     metrics = measure(rollouts, config.samples, reward_range[1] if reward_range else 1.0, ctx.seed, weights)
+    if config.choices():
+        records = compare_cells(cells, ctx.seed, weights)
+        write_grid(ctx, config.split, records)
+        metrics |= flat(records)
     outputs = {
         "rollouts": Artifact(ArtifactKind.ROLLOUTS, None, ROLLOUTS),
         "metrics": Artifact(ArtifactKind.METRICS, metrics),
