@@ -1,8 +1,8 @@
 """A chat model written as a Python function: ``fn(request) -> str or dict``, sync or async.
 
 ``request`` is the body of a chat-completions call. A string answered becomes the message's content; a dict must be a
-chat completion, of which ``choices`` will do. For demonstrations, tests and home-made models: anything behind a function
-is a model.
+chat completion, of which ``choices`` will do. For demonstrations, tests and home-made models: anything behind a
+function is a model.
 """
 
 from __future__ import annotations
