@@ -102,6 +102,8 @@ class Execution:
             "data": {name: split.digest for name, split in experiment.data.splits.items()},
             **provenance.describe(experiment.root),
         }
+        if (python := experiment.python_facts()) is not None:
+            lock["agent_python"] = {"path": self.recipe.agent.python, **python}
         folder.freeze(json.loads(mask(json.dumps(lock, ensure_ascii=False))), mask(experiment.loaded.to_yaml()))
         runfolder.point_latest(experiment.runs_dir, folder)
 

@@ -373,14 +373,19 @@ def _differences(before: Mapping[str, Json], after: Mapping[str, Json]) -> Itera
             yield f"{path} {old[path]} -> {new[path]}"
 
 
-def gather_facts(recipe: Recipe, data: Mapping[str, str], root: Path) -> dict[str, Json]:
-    """Digests of what lies outside the recipe: ``data`` (split -> digest) is given, sources are read here.
+def gather_facts(
+    recipe: Recipe, data: Mapping[str, str], root: Path, python: Mapping[str, Json] | None = None
+) -> dict[str, Json]:
+    """Digests of what lies outside the recipe: ``data`` (split -> digest) and what is installed in the interpreter of
+    the agent's own (``python``) are given, sources are read here.
 
     ``root`` is the folder that module entrypoints are looked up from.
     """
     agent = {name: getattr(recipe.agent, name) for name in _AGENT_KEY_FIELDS}
     agent["sources"] = _sources(recipe.agent.entrypoint, recipe.agent.sources, root)
     agent["files"] = _named_files([recipe.agent.args, recipe.agent.command], root)
+    if python is not None:
+        agent["python"] = dict(python)
     reward = recipe.reward.model_dump(mode="json", exclude={"timeout_s"})
     reward["sources"] = _sources(recipe.reward.function, (), root)
     reward["files"] = _named_files([recipe.reward.args], root)

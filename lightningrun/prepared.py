@@ -6,10 +6,12 @@ Light by intent: what a plan does not need (the gateway, slots, models, tracking
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lightningrun import dataset
+from lightningrun.agents import interpreter
+from lightningrun.agents.environment import agent_environment
 from lightningrun.dataset import Dataset
 from lightningrun.dataset.counts import RowCounts
 from lightningrun.errors import DatasetError, Missing, Problem, RecipeError, UsageError
@@ -18,9 +20,10 @@ from lightningrun.planning import Plan, Planner, Selection, StagePlan, gather_fa
 from lightningrun.recipe import LoadedRecipe
 from lightningrun.recipe.checks import check as check_recipe
 from lightningrun.recipe.checks import check_signatures
+from lightningrun.recipe.locate import is_local, source_file
 from lightningrun.recipe.model import Recipe
 from lightningrun.stages.base import StageSpec
-from lightningrun.types import Usage
+from lightningrun.types import Json, Usage
 
 _ASSUMED_ROW_CHARS = 800
 _ASSUMED_ANSWER_TOKENS = 200
@@ -83,6 +86,7 @@ class Prepared:
             problems += error.problems
         except Missing as error:
             lacking.append(str(error))
+        lacking += self._lacking_python()
         warnings = list(report.warnings)
         if rows and not problems:
             for stage, config in self.recipe.stages.items():
@@ -94,6 +98,37 @@ class Prepared:
         if lacking:
             raise Missing("\n".join(lacking))
         return warnings
+
+    def _lacking_python(self) -> Iterator[str]:
+        """What an interpreter of the agent's own lacks: itself, or modules that the agent cannot do without."""
+        agent = self.recipe.agent
+        if agent.python is None or agent.entrypoint is None:
+            return
+        place = agent.entrypoint.rpartition(":")[0]
+        file = source_file(agent.entrypoint, self.root) if is_local(agent.entrypoint, self.root) else None
+        names = interpreter.imported(file) if file is not None else [place.partition(".")[0]]
+        folders = [self.root, *([file.parent] if file is not None and place.endswith(".py") else [])]
+        try:
+            absent = self.python(names, folders).absent
+            message = f"has no module {', '.join(map(repr, absent))}, which the agent imports" if absent else ""
+        except Missing as error:
+            absent, message = (), f"{error.message}{f'; {error.hint}' if error.hint else ''}"
+        if message:
+            hint = interpreter.installing(agent.python, file, absent)
+            yield str(self.loaded.problem("agent.python", f"agent.python: {message}", hint))
+
+    def python(self, names: Sequence[str] = (), local: Sequence[Path] = ()) -> interpreter.Interpreter:
+        """What the interpreter of the agent's own says of itself. Raises Missing."""
+        agent = self.recipe.agent
+        assert agent.python is not None
+        return interpreter.ask(agent.python, agent_environment(self.environ, agent.env), names, local)
+
+    def python_facts(self) -> dict[str, Json] | None:
+        """Version and packages of the interpreter of the agent's own, for what depends on them; None if it has none."""
+        if self.recipe.agent.python is None:
+            return None
+        found = self.python()
+        return {"version": found.version, "packages": list(found.packages)}
 
     def plan(
         self,
@@ -114,7 +149,7 @@ class Prepared:
         data = self.data
         digests = {name: split.digest for name, split in data.splits.items()}
         rows = RowCounts({name: split.tasks for name, split in data.splits.items()})
-        facts = gather_facts(self.recipe, digests, self.root)
+        facts = gather_facts(self.recipe, digests, self.root, self.python_facts())
         return Planner(self.recipe, self.specs, facts, rows, self.runs_dir, chosen, has_gpu())
 
     def priced(self, plan: StagePlan) -> StagePlan:

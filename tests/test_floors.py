@@ -68,7 +68,7 @@ def imports(module: str, path: Path) -> Iterator[tuple[str, int, bool]]:
 
 
 MODULES = dict(modules())
-CORE_LINES = 12_500
+CORE_LINES = 12_650
 FILE_LINES = 420
 
 

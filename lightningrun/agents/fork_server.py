@@ -9,13 +9,12 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from lightningrun.agents import wire
+from lightningrun.agents import interpreter, wire
 from lightningrun.errors import StageFailed
 
 _CLOSE_TIMEOUT_S = 1.5
@@ -39,10 +38,11 @@ class ServerLost(Exception):
 
 
 class ForkServer:
-    """Starts the fork server when it is first needed, and once more if it dies."""
+    """Starts the fork server when it is first needed, and once more if it dies. ``python``: another than ours."""
 
-    def __init__(self, env: Mapping[str, str], entrypoints: list[str], logs: Path) -> None:
+    def __init__(self, env: Mapping[str, str], entrypoints: list[str], logs: Path, python: str | None = None) -> None:
         self.logs = logs
+        self.python = python
         self._env = dict(env)
         self._entrypoints = entrypoints
         self._control: socket.socket | None = None
@@ -96,7 +96,7 @@ class ForkServer:
         }
         with open(self.log, "ab") as log, theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "lightningrun.agents.slot_server", json.dumps(config)],
+                [*interpreter.slot_server(self.python, self.scratch), json.dumps(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightningrun.agents import command
+from lightningrun.agents import command, interpreter
 from lightningrun.agents.environment import agent_environment
 from lightningrun.agents.fork_server import ForkServer
 from lightningrun.agents.jobs import AgentJob, AgentPool, Bind, Endpoint, Outcome, RewardJob
@@ -37,7 +38,7 @@ def build(recipe: Recipe, endpoint: Endpoint, logs: Path, environ: Mapping[str, 
         from lightningrun.agents.inline import InlinePool
 
         return InlinePool(size, agents, rewards, endpoint)
-    return ProcessPool(size, agents, rewards, endpoint, logs, agent_environment(environ, agent.env))
+    return ProcessPool(size, agents, rewards, endpoint, logs, agent_environment(environ, agent.env), agent.python)
 
 
 def model_name(recipe: Recipe, role: str) -> str:
@@ -51,16 +52,32 @@ def model_name(recipe: Recipe, role: str) -> str:
 
 
 class ProcessPool:
-    """An ``AgentPool`` of forked slots: ``size`` for the agent, and as many for the reward function if it is slow."""
+    """An ``AgentPool`` of forked slots: ``size`` for the agent, and as many for the reward function if it is slow.
+
+    ``python``: the interpreter of the agent, if it has its own; its slots then have a fork server of theirs.
+    """
 
     def __init__(
-        self, size: int, agent: SlotKind, reward: SlotKind, endpoint: Endpoint, logs: Path, env: Mapping[str, str]
+        self,
+        size: int,
+        agent: SlotKind,
+        reward: SlotKind,
+        endpoint: Endpoint,
+        logs: Path,
+        env: Mapping[str, str],
+        python: str | None = None,
     ) -> None:
         self.size = size
         self.reward_wants: frozenset[str] = frozenset()
-        self._server = ForkServer(env, [agent.entrypoint, reward.entrypoint], logs.resolve())
-        self._agents = SlotGroup(size, _EAGER_PER_CORE * (os.cpu_count() or 1), agent, self._server, endpoint)
-        self._rewards = SlotGroup(size, 1, reward, self._server, endpoint)
+        logs = logs.resolve()
+        if python is None:
+            servers = [ForkServer(env, [agent.entrypoint, reward.entrypoint], logs)] * 2
+        else:
+            own = ForkServer(interpreter.environment(env, python), [agent.entrypoint], logs, python)
+            servers = [own, ForkServer(env, [reward.entrypoint], logs)]
+        self._servers = dict.fromkeys(servers)
+        self._agents = SlotGroup(size, _EAGER_PER_CORE * (os.cpu_count() or 1), agent, servers[0], endpoint)
+        self._rewards = SlotGroup(size, 1, reward, servers[1], endpoint)
 
     async def start(self) -> None:
         await self._agents.start()
@@ -73,4 +90,4 @@ class ProcessPool:
         return await self._rewards.run(job.message(), job.timeout_s, bind)
 
     async def close(self) -> None:
-        await self._server.close()
+        await asyncio.gather(*(server.close() for server in self._servers))

@@ -1,9 +1,10 @@
 """The fork server: a small process that has the agent's packages loaded and forks slots from itself in milliseconds.
 
-Started by the runner as ``python -m lightningrun.agents.slot_server CONFIG`` in a session of its own (a terminal's
-Ctrl-C does not reach it) with one end of a socket pair. When that socket ends, because the runner closed it or was
-killed, every slot is killed with all that it started. Limits: if this server itself is killed by SIGKILL its slots die
-with it (Linux), but processes that an agent detached from a slot are no longer anyone's to find.
+Started by the runner, under its own interpreter or the agent's, in a session of its own (a terminal's Ctrl-C does not
+reach it) with one end of a socket pair. When that socket ends, because the runner closed it or was killed, every slot
+is killed with all that it started. This module and those it imports use the standard library only. Limits: if this
+server itself is killed by SIGKILL its slots die with it (Linux), but processes that an agent detached from a slot are
+no longer anyone's to find.
 
 Runner -> server  ``{"op": "spawn", "slot", ...}`` with the slot's socket as ancillary data; ``{"op": "kill", "slot"}``
 Server -> runner  ``{"event": "spawned"|"died", "slot", "status", "tail"}``
@@ -205,8 +206,7 @@ def _preload(config: dict[str, Any]) -> None:
             continue  # the slot's own import will say what is wrong, if it matters
         if _threads() > 1:
             config["skip"].append(name)
-            command = [sys.executable, "-m", "lightningrun.agents.slot_server", json.dumps(config)]
-            os.execv(sys.executable, command)
+            os.execv(sys.executable, [*sys.orig_argv[:-1], json.dumps(config)])
 
 
 def main() -> None:

@@ -113,7 +113,8 @@ class Slot:
         if "wants" not in hello:
             self.kill()
             reason = hello.get("error") or f"it did not finish within {_IMPORT_TIMEOUT_S:g} s"
-            raise UsageError(f"importing the {kind.role} failed: {reason}", where=kind.entrypoint)
+            under = f" under {self._server.python}" if self._server.python else ""
+            raise UsageError(f"importing the {kind.role}{under} failed: {reason}", where=kind.entrypoint)
         self.wants = frozenset(hello["wants"])
 
     async def run(self, message: Any, timeout_s: float) -> Outcome:

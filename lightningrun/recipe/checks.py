@@ -144,12 +144,14 @@ def check_callables(tree: Mapping[str, Any], composition: Composition, root: Pat
     for split, source in block(tree, "task", "data").items():
         if isinstance(source, dict):
             places["task", "data", split, "python"] = source.get("python")
+    elsewhere = ("agent", "entrypoint") if block(tree, "agent").get("python") is not None else ()
     for path, entrypoint in places.items():
         if isinstance(entrypoint, str) and entrypoint and path not in wrong:
             try:
                 locate.check(entrypoint, root)
             except locate.NotFound as error:
-                composition.note(path, f"{dotted(path)}: {error.message}", error.hint)
+                if path != elsewhere or locate.is_local(entrypoint, root):  # else its own interpreter is asked for it
+                    composition.note(path, f"{dotted(path)}: {error.message}", error.hint)
 
 
 _GIVEN = ("task", "prompts", "llm", "seed", "workdir", "args")
@@ -285,8 +287,6 @@ class _Pipeline:
             elif outputs[reference] is not kind:
                 self._note(path, f"'{reference}' is {outputs[reference].value}, and {kind.value} is needed", near)
 
-    def _named(self, stage: str, config: StageConfig) -> None:
-        for key, role in (("policy", config.policy), *config.roles()):
     def _choice(self, stage: str, path: KeyPath, value: str, kind: ArtifactKind) -> None:
         """What one entry of a grid names; roles are looked up with all others."""
         if "." in value:
@@ -294,10 +294,12 @@ class _Pipeline:
         elif kind is not ArtifactKind.MODEL and value != "agent":
             self._note(path, f"'{value}' is not of the form <stage>.<output>", "`agent` names the recipe's own prompts")
 
-            if role not in self.models and role != "policy":
+    def _named(self, stage: str, config: StageConfig) -> None:
         for name, values in config.choices().items() if stage in self.types else ():
             for number, value in enumerate(values):
                 self._choice(stage, ("stages", stage, "grid", name, number), value, self.types[stage].consumes[name])
+        for key, role in (("policy", config.policy), *config.roles()):
+            if role not in self.models and role != "policy":
                 self._note(_path(stage, key), f"no model '{role}' in 'models'", did_you_mean(role, self.models))
         for key, split in config.splits():
             if self.splits and split not in self.splits:

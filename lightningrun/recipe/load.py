@@ -180,6 +180,9 @@ class _Loading:
         for path, name, _ in list(data_files.named_files(tree)):
             if path not in self.wrong:
                 put(tree, path, str(self._resolve_path(path, name)))
+        python = block(tree, "agent").get("python")
+        if isinstance(python, str) and python:
+            put(tree, ("agent", "python"), str(self._resolve_path(("agent", "python"), python)))
         prompts = block(tree, "agent", "prompts")
         for name, prompt in prompts.items():
             if isinstance(prompt, str):
@@ -268,6 +271,8 @@ def _digest(recipe: Recipe) -> str:
     content = recipe.model_dump(mode="json", exclude=_NOT_CONTENT)
     for source in content["task"]["data"].values():
         source |= {key: Path(source[key]).name for key in ("path", "database") if source[key] is not None}
+    if content["agent"]["python"] is not None:
+        content["agent"]["python"] = Path(content["agent"]["python"]).name
     for model in content["models"].values():
         for name in _MODEL_NOT_CONTENT:
             model.pop(name, None)

@@ -82,6 +82,15 @@ def source_file(entrypoint: str, root: Path) -> Path | None:
         return None
 
 
+def is_local(entrypoint: str, root: Path) -> bool:
+    """Whether an entrypoint is a file's or a module's of ``root``, whatever is installed."""
+    place = entrypoint.rpartition(":")[0]
+    top = place.partition(".")[0]
+    return (
+        not top.isidentifier() or place.endswith(".py") or PathFinder.find_spec(top, [str(root.resolve())]) is not None
+    )
+
+
 def _find(entrypoint: str, root: Path) -> tuple[Path | None, str]:
     """The source file (None for a module that has none: compiled) and the attribute. Raises ``NotFound``."""
     place, colon, attr = entrypoint.rpartition(":")

@@ -64,6 +64,9 @@ class AgentConfig(Config):
     """How often a rollout is tried when the infrastructure fails it."""
     env: dict[str, str] = {}
     """Environment variables for the agent, beside a short allow-list."""
+    python: str | None = Field(default=None, min_length=1)
+    """An interpreter, or the folder of a virtual environment, that runs the agent instead of ours; relative to the
+    recipe file that names it. The reward stays in ours."""
     sources: list[str] = []
     """Further files (globs) whose change makes another agent of it."""
     memory_mb: int | None = Field(default=None, ge=16)
@@ -72,6 +75,10 @@ class AgentConfig(Config):
     @model_validator(mode="after")
     def _one_program(self) -> AgentConfig:
         _exactly_one(self, "entrypoint", "command")
+        if self.python is not None and self.command is not None:
+            raise ValueError("'python' is for 'entrypoint'; 'command' names its own interpreter")
+        if self.python is not None and self.isolation == "inline":
+            raise ValueError("'python' needs 'isolation: process'")
         return self
 
 
@@ -312,6 +319,11 @@ class StageConfig(Config):
         """Whether this stage, as it is configured, takes its type's input ``name`` at all."""
         return True
 
+    def choices(self) -> Mapping[str, Sequence[str]]:
+        """Input -> what ``grid`` of this stage takes for it in turn: ``<stage>.<output>``, or a name of what the recipe
+        itself has: ``agent`` of prompts, a role of models."""
+        return {}
+
     def references(self) -> tuple[tuple[str, str], ...]:
         """(dotted key in this stage, stage id) of each other stage that this one reads the results of."""
         return ()
@@ -319,11 +331,6 @@ class StageConfig(Config):
     def roles(self) -> tuple[tuple[str, str], ...]:
         """(dotted key in this stage, role) of each model that this stage names."""
         return ()
-    def choices(self) -> Mapping[str, Sequence[str]]:
-        """Input -> what ``grid`` of this stage takes for it in turn: ``<stage>.<output>``, or a name of what the recipe
-        itself has: ``agent`` of prompts, a role of models."""
-        return {}
-
 
     def extras(self) -> tuple[tuple[str, str, str], ...]:
         """(dotted key in this stage, package, extra of ours that brings it) of each optional package it needs."""
