@@ -117,6 +117,9 @@ class Decoder(nn.Module):
 
     logits_at_once = 1 << 26
     """Logits held for one backward pass; more of them are computed in pieces, and again in the backward pass."""
+    states_at_once = 1 << 27
+    """Hidden numbers, all layers through, up to which a backward pass finds every product kept. A layer keeps some
+    twenty times as many: above this, layers are computed again in the backward pass (Chen et al., 2016)."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -144,8 +147,9 @@ class Decoder(nn.Module):
         x = self.model.embed_tokens(ids)
         cos, sin = (part[:, None].to(x.dtype) for part in rope(self.shape, positions))
         mask = None if attend is None else attend[:, None]
+        again = torch.is_grad_enabled() and x.numel() * self.shape.layers > self.states_at_once
         for layer in self.model.layers:
-            x = layer(x, cos, sin, mask)
+            x = checkpoint(layer, x, cos, sin, mask, use_reentrant=False) if again else layer(x, cos, sin, mask)
         return self.model.norm(x)  # type: ignore[no-any-return]
 
     def forward(self, ids: Tensor, positions: Tensor | None = None, attend: Tensor | None = None) -> Tensor:

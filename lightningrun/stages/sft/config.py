@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from lightningrun.recipe.model import Config, StageConfig
 from lightningrun.stages.base import Forecast, StageSpec
+from lightningrun.stages.lora import LoraConfig
 from lightningrun.types import ArtifactKind
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class SftConfig(StageConfig):
     warmup: int = Field(default=40, ge=0, description="Updates until the peak; then a cosine down to a tenth of it")
     weight_decay: float = Field(default=0.1, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
+    lora: LoraConfig | None = Field(default=None, description="null: all weights are trained")
     save_every_s: float = Field(default=20.0, gt=0, description="How much work a kill may cost")
     control_for: str | None = Field(
         default=None,

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from lightningrun.errors import StageFailed, UsageError
 from lightningrun.files import digest, read_record, write_atomic
-from lightningrun.models.local import checkpoint
+from lightningrun.models.local import checkpoint, lora
 from lightningrun.models.local.decoder import Decoder
+from lightningrun.models.local.engine import placed
 from lightningrun.models.local.folder import find
 from lightningrun.models.local.tokenizer import ChatTokenizer, train_tokenizer
 from lightningrun.rollouts.engine import RolloutRequest
@@ -51,7 +52,7 @@ async def run(ctx: StageContext, inputs: Mapping[str, Artifact]) -> StageResult:
     steps = await in_thread(lambda: _steps(ctx, decoder, examples))
     trainer = Trainer(decoder, examples, config, steps, ctx.seed, ctx.work)
     await _train(ctx, trainer)
-    saved = checkpoint.save(decoder, tokenizer, ctx.outputs / "model", {"step": trainer.step})
+    saved = checkpoint.save(lora.merged(decoder), tokenizer, ctx.outputs / "model", {"step": trainer.step})
     metrics: dict[str, Json] = {
         "loss": mean(trainer.losses),
         "steps": trainer.step,
@@ -59,7 +60,7 @@ async def run(ctx: StageContext, inputs: Mapping[str, Artifact]) -> StageResult:
         "too_long": too_long,
         "tokens": trainer.tokens,
         "cpu_s": round(trainer.cpu_s, 3),
-        "parameters": sum(weight.numel() for weight in decoder.parameters()),
+        "parameters": sum(weight.numel() for weight in lora.trained(decoder).values()),
         **facts,
     }
     outputs = {
@@ -121,18 +122,23 @@ async def _demonstrated(ctx: StageContext) -> list[Rollout]:
 def _starting_point(
     ctx: StageContext, inputs: Mapping[str, Artifact], chats: list[Chat]
 ) -> tuple[Decoder, ChatTokenizer]:
+    """The model that is trained, where it is trained (in float32), and its tokenizer."""
     config: SftConfig = ctx.config
+    model = ctx.recipe.models[config.policy]
+    device, _ = placed(model.device, "float32")
     if config.init is not None:
         scratch = config.init
         whole = words(scratch.whole_words) if scratch.whole_words else []
         tokenizer = train_tokenizer(
             texts_of(chats), vocab_size=scratch.vocab_size, whole_words=whole, family=scratch.family
         )
-        decoder = checkpoint.scratch(tokenizer, family=scratch.family, size=scratch.size, seed=ctx.seed)
-        return decoder, tokenizer
-    model = ctx.recipe.models[config.policy]
-    folder = ctx.folders["model"] if "model" in inputs else find(model.name, f"models.{config.policy}.name")
-    return checkpoint.load(folder), ChatTokenizer.load(folder)
+        decoder = checkpoint.scratch(tokenizer, family=scratch.family, size=scratch.size, seed=ctx.seed).to(device)
+    else:
+        folder = ctx.folders["model"] if "model" in inputs else find(model.name, f"models.{config.policy}.name")
+        decoder, tokenizer = checkpoint.load(folder, device=device), ChatTokenizer.load(folder)
+    if config.lora is not None:
+        lora.adapt(decoder, config.lora.rank, config.lora.alpha, config.lora.targets, ctx.seed)
+    return decoder, tokenizer
 
 
 def _steps(ctx: StageContext, decoder: Decoder, examples: list[Example]) -> int:

@@ -17,6 +17,7 @@ import torch
 
 from lightningrun.errors import StageFailed
 from lightningrun.models.local.decoder import Decoder
+from lightningrun.models.local.lora import trained
 from lightningrun.models.local.packing import Segment, pack
 from lightningrun.stages.sft.config import SftConfig
 from lightningrun.stages.sft.examples import Example
@@ -54,11 +55,12 @@ class Trainer:
         self._config = config
         self._seed = seed
         self._state = work / "state.safetensors"
-        matrices = [weight for weight in decoder.parameters() if weight.dim() > 1]
-        others = [weight for weight in decoder.parameters() if weight.dim() <= 1]
+        weights = [weight for weight in decoder.parameters() if weight.requires_grad]
+        matrices = [weight for weight in weights if weight.dim() > 1]
+        others = [weight for weight in weights if weight.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self._optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
-        facts = load_state(self._state, decoder.state_dict(), self._optimizer)
+        facts = load_state(self._state, trained(decoder), self._optimizer)
         if facts is not None:
             self.step, self.tokens, self.cpu_s = facts["step"], facts["tokens"], facts["cpu_s"]
             self.losses = facts["losses"]
@@ -83,7 +85,9 @@ class Trainer:
         lr = self._config.lr * self._share()
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        loss = -self.decoder.log_probs(packed).mean()
+        kind = self.decoder.device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=kind != "cpu"):  # weights and optimizer stay in float32
+            loss = -self.decoder.log_probs(packed).mean()
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), self._config.max_grad_norm)
@@ -102,7 +106,7 @@ class Trainer:
     def save(self) -> None:
         """Keep all that is needed to go on from here. Raises DiskFull."""
         facts = {"step": self.step, "tokens": self.tokens, "cpu_s": self.cpu_s, "losses": self.losses}
-        save_state(self._state, self.decoder.state_dict(), self._optimizer, facts)
+        save_state(self._state, trained(self.decoder), self._optimizer, facts)
         self._saved = time.monotonic()
 
     def _share(self) -> float:

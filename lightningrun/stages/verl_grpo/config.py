@@ -11,6 +11,7 @@ from pydantic import Field
 from lightningrun.recipe.model import Config, StageConfig
 from lightningrun.recipe.suggest import did_you_mean
 from lightningrun.stages.base import Forecast, StageSpec
+from lightningrun.stages.lora import LoraConfig
 from lightningrun.types import ArtifactKind
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class GrpoConfig(StageConfig):
     lr: float = Field(default=6e-4, gt=0, description="Peak; 1e-6 suits large models that were trained before")
     warmup: int = Field(default=5, ge=0, description="Steps until the peak; then down in a line to a tenth of it")
     max_grad_norm: float = Field(default=1.0, gt=0)
+    lora: LoraConfig | None = Field(default=None, description="null: all weights are trained")
     kl: KlConfig = KlConfig()
     sampling: SamplingConfig = SamplingConfig()
     loss: Literal["per_rollout_mean", "token_mean"] = Field(

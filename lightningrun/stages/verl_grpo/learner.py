@@ -21,6 +21,7 @@ from torch import Tensor
 from lightningrun.errors import StageFailed
 from lightningrun.models.local import checkpoint
 from lightningrun.models.local.decoder import Decoder
+from lightningrun.models.local.lora import merged, trained
 from lightningrun.models.local.packing import Packed, Segment, pack
 from lightningrun.stages.training_state import load_state, save_state
 from lightningrun.stages.verl_grpo.algorithm import Algorithm, Terms
@@ -87,19 +88,28 @@ class Learner:
         self._start: Decoder | None = None
         self._state = work / "state.safetensors"
         self._optimizer = torch.optim.AdamW(
-            decoder.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+            [w for w in decoder.parameters() if w.requires_grad],
+            lr=config.lr,
+            betas=(0.9, 0.98),
+            weight_decay=0.0,
+            fused=True,
         )
         self._light = sum(weight.numel() for weight in decoder.parameters()) < _ONE_THREAD_BELOW
 
+    @property
+    def policy(self) -> Decoder:
+        """The weights as they are to be served and saved: adapters merged."""
+        return merged(self.decoder)
+
     def load(self) -> dict[str, Any]:
         """What an earlier attempt told ``save``, its weights and optimizer put back; empty if there was none."""
-        facts = load_state(self._state, self.decoder.state_dict(), self._optimizer) or {}
+        facts = load_state(self._state, trained(self.decoder), self._optimizer) or {}
         self.step = facts.get("step", 0)
         return facts
 
     def save(self, facts: dict[str, Any]) -> None:
         """Keep all that is needed to go on from here; ``facts`` hold the ``step``. Raises DiskFull."""
-        save_state(self._state, self.decoder.state_dict(), self._optimizer, facts)
+        save_state(self._state, trained(self.decoder), self._optimizer, facts)
 
     def update(self, samples: Sequence[Sample], look_back: bool = False) -> dict[str, float]:
         """Learn from one batch; ``look_back`` also measures the divergence from the start. Health, by name.

@@ -17,7 +17,7 @@ from typing import Any
 
 from lightningrun.errors import StageFailed
 from lightningrun.files import write_atomic
-from lightningrun.models.local import checkpoint
+from lightningrun.models.local import checkpoint, lora
 from lightningrun.models.local.folder import find
 from lightningrun.models.local.tokenizer import ChatTokenizer
 from lightningrun.rollouts.engine import RolloutRequest
@@ -95,6 +95,8 @@ class Training:
         ctx, config = self._ctx, self._config
         engine = await self._provider.engine()
         decoder = checkpoint.load(self._base, device=engine.device)
+        if config.lora is not None:
+            lora.adapt(decoder, config.lora.rank, config.lora.alpha, config.lora.targets, ctx.seed)
         self._learner = learner = Learner(decoder, self._algorithm, config, self._base, ctx.work)
         self._resume(learner.load())
         if learner.step:
@@ -229,7 +231,7 @@ class Training:
     async def _serve(self) -> None:
         """Let the agent be answered by the weights as they are now, under a name that no other weights bear."""
         label = f"{self._ctx.stage}/{self._ctx.work.name}/step-{self._learner.step}"
-        await self._provider.update_weights(self._learner.decoder, label)
+        await self._provider.update_weights(self._learner.policy, label)
 
     # What is measured
 
@@ -258,7 +260,7 @@ class Training:
         if state.best is None or reward > state.best + 1e-12 or step == state.best_step:
             state.best, state.best_step = reward, step
             facts = {"step": step, "reward": reward}
-            await in_thread(lambda: checkpoint.save(self._learner.decoder, self._tokenizer, self._best, facts))
+            await in_thread(lambda: checkpoint.save(self._learner.policy, self._tokenizer, self._best, facts))
         return {"val.reward": reward, "val.best": state.best}
 
     async def _compare_with_greedy(self, batch: Batch) -> None:
