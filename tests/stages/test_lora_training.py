@@ -32,7 +32,7 @@ def test_sft_of_adapters_learns_and_leaves_the_weights_alone(tmp_path: Path) -> 
     before = {name: weight.clone() for name, weight in decoder.state_dict().items()}
     trainer = Trainer(adapted(decoder), examples, config(lr=2e-2), 25, 0, tmp_path)
     updates = [trainer.update() for _ in range(25)]
-    assert updates[-1].loss < updates[0].loss / 2
+    assert updates[-1].loss < 0.6 * updates[0].loss
     after = decoder.state_dict()
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
     trainer.save()
