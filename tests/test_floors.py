@@ -28,6 +28,8 @@ HEAVY = {
     "litellm": {"models"},
     "openai": {"models", "agents"},
     "aiohttp": {"models", "gateway"},
+    "google": {"gateway"},
+    "opentelemetry": {"gateway"},
     "rich": {"cli"},
     "pandas": {"tracking"},
     "matplotlib": {"tracking"},

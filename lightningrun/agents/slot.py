@@ -13,12 +13,15 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightningrun.agents import calling, proctree, wire
 
+_FLUSH_S = 2.0
+"""The longest that a rollout waits for its agent's OpenTelemetry to send its spans."""
 RESERVED = ("task", "prompts", "llm", "seed", "args")
 
 
@@ -28,7 +31,8 @@ def live(sock: socket.socket, spawn: Mapping[str, Any], server: int) -> None:
     proctree.die_with_parent(server)
     proctree.adopt_orphans()
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.environ.update(spawn["env"])
+    elsewhere = any(name.startswith("OTEL_EXPORTER_OTLP") for name in os.environ)  # agent.env has another collector
+    os.environ.update({k: v for k, v in spawn["env"].items() if not (elsewhere and k.startswith("OTEL_"))})
     if spawn["memory_mb"]:
         resource.setrlimit(resource.RLIMIT_AS, (spawn["memory_mb"] << 20,) * 2)
     try:
@@ -69,6 +73,7 @@ class _Slot:
         duration = time.perf_counter() - started
         if os.getpid() != self.pid:
             os._exit(0)  # the agent forked and its child came back here
+        _flush_spans()
         self._tidy()
         head = json.dumps({"kind": kind, "error": error, "duration_s": duration, "leftovers": self._leftovers()})
         return f'{head[:-1]}, "output": {output}}}'
@@ -121,6 +126,22 @@ class _Slot:
         if not proctree.LINUX:
             return 1
         return len(set(proctree.children(self.pid)) - self.own_children)
+
+
+def _flush_spans() -> None:
+    """Have OpenTelemetry, where the agent uses it, send what it has of this job before the url is another job's."""
+    if "opentelemetry.sdk.trace" not in sys.modules:
+        return
+    flush = getattr(sys.modules["opentelemetry.trace"].get_tracer_provider(), "force_flush", None)
+    if flush is not None:
+        sender = threading.Thread(target=_quietly, args=(flush,), daemon=True)
+        sender.start()
+        sender.join(_FLUSH_S)
+
+
+def _quietly(call: Callable[[], Any]) -> None:
+    with contextlib.suppress(Exception):
+        call()
 
 
 def available(

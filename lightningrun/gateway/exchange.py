@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
+from aiohttp import web
+
 from lightningrun.gateway.problems import Problem, wrong
 from lightningrun.models.provider import Body, dumps
 from lightningrun.types import Json
@@ -20,6 +22,8 @@ AskStream = Callable[[Body], AsyncGenerator[Body, None]]
 """Chat request -> chunks; to be closed by the caller."""
 Memory = dict[str, Any]
 """What a protocol keeps for later requests of the same rollout."""
+MAX_BODY_BYTES = 16 << 20
+"""Of a request, unpacked."""
 
 
 class Exchange(ABC):
@@ -58,6 +62,17 @@ class Exchange(ABC):
 def event(data: Mapping[str, Json], name: str = "") -> bytes:
     """One server-sent event."""
     return b"%bdata: %b\n\n" % (b"event: %b\n" % name.encode() if name else b"", dumps(data))
+
+
+async def received(request: web.BaseRequest) -> bytes:
+    """The body, unpacked. Raises Problem: 413 if it is too large, 400 if it cannot be unpacked."""
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise Problem(413, f"the body is larger than {MAX_BODY_BYTES >> 20} MiB", "too_large") from None
+    except web.RequestPayloadError as error:
+        request.content.feed_eof()  # else aiohttp reads on, after our answer, and prints a traceback
+        raise Problem(400, f"the body cannot be unpacked: {error}", "invalid_body") from None
 
 
 def checked_messages(body: Body) -> list[Body]:

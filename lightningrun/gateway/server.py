@@ -22,8 +22,9 @@ from lightningrun.errors import LightningError
 from lightningrun.gateway.chat import Chat
 from lightningrun.gateway.completions import Completions
 from lightningrun.gateway.embeddings import Embeddings
-from lightningrun.gateway.exchange import Exchange, Memory
+from lightningrun.gateway.exchange import MAX_BODY_BYTES, Exchange, Memory, received
 from lightningrun.gateway.messages import Messages
+from lightningrun.gateway.otlp import ROUTES, SpanSink, caller, export
 from lightningrun.gateway.problems import Problem
 from lightningrun.gateway.responses import Responses
 from lightningrun.models.provider import Body, dumps
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-MAX_BODY_BYTES = 16 << 20
 _SHUTDOWN_S = 1.0
 _COUNT = "messages/count_tokens"
 PROTOCOLS: dict[str, type[Exchange]] = {
@@ -58,6 +58,7 @@ class _Bound:
     """Whom a URL belongs to at present."""
 
     session: CallSession
+    spans: SpanSink | None = None
     memory: Memory = field(default_factory=dict)
 
 
@@ -112,9 +113,9 @@ class Gateway:
         """The ``base_url`` for an OpenAI client; Anthropic's takes it without the ``/v1``, or with it."""
         return f"http://127.0.0.1:{self._port}/r/{url_id}/v1"
 
-    def bind(self, url_id: str, session: CallSession) -> None:
-        """From now on calls to this URL belong to ``session``."""
-        self._bound[url_id] = _Bound(session)
+    def bind(self, url_id: str, session: CallSession, spans: SpanSink | None = None) -> None:
+        """From now on calls to this URL belong to ``session``, and spans exported to it to ``spans``."""
+        self._bound[url_id] = _Bound(session, spans)
 
     def release(self, url_id: str) -> None:
         """From now on calls to this URL are refused."""
@@ -138,10 +139,14 @@ class Gateway:
         if not target.url_id or not target.route:
             raise Problem(404, f"no such path: {request.path}", "not_found")
         bound = self._bound.get(target.url_id)
+        if target.route in ROUTES:
+            return await export(request, target.route, bound.spans if bound else None)
         if bound is None:
             raise Problem(409, "no rollout is running at this URL", "no_rollout")
         agent = request.headers.get("X-Agent-Name", "")[:100]
         said = {"agent": agent, "protocol": target.protocol.protocol, "path": f"/v1/{target.route}"}
+        if "traceparent" in request.headers:
+            said["span"] = caller(request.headers["traceparent"])
         body: Body = {}
         try:
             if target.route not in PROTOCOLS:
@@ -211,9 +216,7 @@ _parse = json.JSONDecoder(parse_constant=_refuse_constant).decode
 
 async def _body(request: web.BaseRequest) -> Body:
     try:
-        body = _parse((await request.read()).decode())
-    except web.HTTPRequestEntityTooLarge:
-        raise Problem(413, f"the body is larger than {MAX_BODY_BYTES >> 20} MiB", "too_large") from None
+        body = _parse((await received(request)).decode())
     except (ValueError, RecursionError) as error:
         raise Problem(400, f"the body is not JSON: {error}", "invalid_json") from None
     if not isinstance(body, dict):

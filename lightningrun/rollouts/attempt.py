@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from lightningrun.agents.jobs import AgentJob, AgentPool, Outcome, RewardJob
 from lightningrun.errors import GatewayBypassed
 from lightningrun.reward import RewardGate, RewardProblem
 from lightningrun.rollouts.requests import RolloutRequest
+from lightningrun.rollouts.spans import Spans
 from lightningrun.rollouts.trace import trace_call
 from lightningrun.types import Json, RolloutStatus
 
@@ -26,10 +28,11 @@ _STALLED = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """How one attempt ended. ``session`` holds the agent's LLM calls."""
+    """How one attempt ended. ``session`` holds the agent's LLM calls, ``spans`` what its framework told."""
 
     status: RolloutStatus
     session: CallSession
+    spans: Spans
     score: float | None = None
     feedback: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -127,10 +130,11 @@ class Attempts:
             prompts={**request.prompts, **self.baselines},
         )
         metered = Metered(session)
+        spans = Spans(time.time())
         timeout_s = self._recipe.agent.timeout_s
 
         def bind(url_id: str) -> None:
-            self._gateway.bind(url_id, metered)
+            self._gateway.bind(url_id, metered, spans)
 
         job = AgentJob(request.task.fields, request.prompts, request.seed(self._seed), timeout_s, self._llm(request))
         outcome = await self._pool.run(job, bind)
@@ -139,18 +143,20 @@ class Attempts:
         _raise_what_ends_the_stage(session)
         infra = _infra_error(session, outcome, stalled, "agent", timeout_s)
         if infra:
-            return Attempt(RolloutStatus.INFRA_ERROR, session, error=infra, leftovers=outcome.leftovers)
+            return Attempt(RolloutStatus.INFRA_ERROR, session, spans, error=infra, leftovers=outcome.leftovers)
         if outcome.ok and outcome.output is None:
             outcome = Outcome("bad_output", error="the agent gave no answer: it returned None")
         if not outcome.ok:
             error = f"{outcome.kind}: {outcome.error}" if outcome.kind in ("timeout", "crashed") else outcome.error
             score = self._recipe.reward.failure_score
-            return Attempt(RolloutStatus.FAILED, session, score, error, error=error, leftovers=outcome.leftovers)
+            return Attempt(RolloutStatus.FAILED, session, spans, score, error, error=error, leftovers=outcome.leftovers)
         if session.llm_calls == 0:
             raise _bypassed(request)
-        return await self._scored(request, key, session, outcome)
+        return await self._scored(request, key, session, spans, outcome)
 
-    async def _scored(self, request: RolloutRequest, key: str, session: CallSession, outcome: Outcome) -> Attempt:
+    async def _scored(
+        self, request: RolloutRequest, key: str, session: CallSession, spans: Spans, outcome: Outcome
+    ) -> Attempt:
         wants = self._pool.reward_wants
         trace = None
         if "trace" in wants or "**" in wants:
@@ -168,13 +174,14 @@ class Attempts:
         infra = _infra_error(judge, scoring, stalled, "reward", config.timeout_s)
         if infra:
             error = f"while scoring: {infra}"
-            return Attempt(RolloutStatus.INFRA_ERROR, session, output=outcome.output, error=error)
+            return Attempt(RolloutStatus.INFRA_ERROR, session, spans, output=outcome.output, error=error)
         reward = self._gate.check(scoring.output, len(session.refs)) if scoring.ok else RewardProblem(_what(scoring))
         if isinstance(reward, RewardProblem):
-            return Attempt(RolloutStatus.REWARD_ERROR, session, output=outcome.output, error=f"reward: {reward}")
+            return Attempt(RolloutStatus.REWARD_ERROR, session, spans, output=outcome.output, error=f"reward: {reward}")
         return Attempt(
             RolloutStatus.SUCCEEDED,
             session,
+            spans,
             reward.score,
             reward.feedback,
             reward.metrics,

@@ -150,6 +150,8 @@ class RolloutEngine:
             self._warn_of_leftovers(attempt, request)
             if attempt.status is not RolloutStatus.INFRA_ERROR:
                 break
+        told = attempt.spans.to_json()
+        did = attempt.session.agents
         return Rollout(
             key=key,
             stage=self._stage,
@@ -171,6 +173,8 @@ class RolloutEngine:
             attempts=made,
             tags=request.task.tags,
             steps=attempt.steps,
+            agents=did if any(did) else {},
+            span_ref=self._journal.keep_spans({"stage": self._stage, "key": key, "spans": told}) if told else None,
         )
 
     def _keep(self, rollout: Rollout, executed: bool) -> None:

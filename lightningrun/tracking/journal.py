@@ -41,6 +41,10 @@ FLASHES: dict[str, str] = {
 }
 
 
+SPANS = "spans.jsonl"
+"""Beside the journal: what agents' frameworks told of rollouts; ``Rollout.span_ref`` says where."""
+
+
 class RunJournal:
     """The append side of a run's journal. Used from one thread (the runner's event loop)."""
 
@@ -51,6 +55,8 @@ class RunJournal:
         mask: Callable[[str], str] | None = None,
     ) -> None:
         self._journal = Journal(path, mask)
+        self._mask = mask
+        self._spans: Journal | None = None
         self._observers = observers
         self.damaged = self._journal.damaged
         self._seq = 1 + max((record["seq"] for _, record in read_journal(path)), default=-1)
@@ -74,6 +80,12 @@ class RunJournal:
         if self._observers:
             self._tell({"ts": time.time(), "kind": kind, "stage": stage, **fields})
 
+    def keep_spans(self, record: dict[str, Any]) -> int:
+        """Append one rollout's spans to their file and return their place in it. Raises ``DiskFull``."""
+        if self._spans is None:
+            self._spans = Journal(self._journal.path.with_name(SPANS), self._mask)
+        return self._spans.append(record)
+
     def _tell(self, record: dict[str, Any]) -> None:
         for observer in self._observers:
             observer(record)
@@ -88,3 +100,5 @@ class RunJournal:
 
     def close(self) -> None:
         self._journal.close()
+        if self._spans is not None:
+            self._spans.close()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from mlflow.tracing.client import TracingClient
 from lightningrun.files import read_record
 from lightningrun.tracking import traces
 from lightningrun.tracking.registry import Registry
-from lightningrun.types import LLMCall, Rollout, RolloutStatus
+from lightningrun.tracking.rollout_tree import read_tree
+from lightningrun.types import Rollout, RolloutStatus
 
 AT_ONCE = 50
 
@@ -92,15 +92,6 @@ class TraceQueue:
         linked = self._registry.linked(prompts)
         if linked:
             tags["mlflow.linkedPrompts"] = json.dumps(linked)
-        calls = self._read_calls(rollout.call_refs)
         id = traces.trace_id(self._run_dir.name, event["seq"])
-        return traces.build(rollout, calls, id=id, experiment_id=self._experiment_id, run_id=run_id, tags=tags)
-
-    def _read_calls(self, refs: Sequence[int]) -> list[LLMCall]:
-        """The LLM calls at ``refs`` in order; a damaged one is left out."""
-        calls = []
-        with contextlib.suppress(FileNotFoundError), open(self._run_dir / "calls.jsonl", "rb") as log:
-            for ref in refs:
-                with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                    calls.append(LLMCall.from_json(read_record(log.fileno(), ref)))
-        return calls
+        root = read_tree(self._run_dir, rollout)
+        return traces.build(rollout, root, id=id, experiment_id=self._experiment_id, run_id=run_id, tags=tags)
