@@ -1,4 +1,4 @@
-"""OpenTelemetry over HTTP: spans reach the rollout of their URL, in both encodings; whatever else is sent is refused."""
+"""OpenTelemetry over HTTP: spans reach the rollout of their URL, in both encodings; all else is refused."""
 
 from __future__ import annotations
 

@@ -31,9 +31,11 @@ def ask(text, system, says_who=False):
 def graph(question, says_who=False):
     """Writer, tool, checker: spans as OpenInference names them."""
     with tracer.start_as_current_span("graph", attributes={"openinference.span.kind": "CHAIN"}):
-        with tracer.start_as_current_span("writer", attributes={"openinference.span.kind": "AGENT"}):
-            with tracer.start_as_current_span("model", attributes={"openinference.span.kind": "LLM"}):
-                query = ask(question, "You are the writer.", says_who)
+        with (
+            tracer.start_as_current_span("writer", attributes={"openinference.span.kind": "AGENT"}),
+            tracer.start_as_current_span("model", attributes={"openinference.span.kind": "LLM"}),
+        ):
+            query = ask(question, "You are the writer.", says_who)
         with tracer.start_as_current_span("run_sql", attributes={"gen_ai.operation.name": "execute_tool"}) as span:
             span.set_attribute("input.value", query)
             span.set_attribute("output.value", os.environ.get("A_SECRET", "no secret"))

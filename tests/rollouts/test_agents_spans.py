@@ -1,4 +1,4 @@
-"""What an agent's framework tells by OpenTelemetry is kept with its rollout, and our calls stand where they were made."""
+"""What an agent's framework tells by OpenTelemetry is kept with its rollout, and our calls stand under it."""
 
 from __future__ import annotations
 

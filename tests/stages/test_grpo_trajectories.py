@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -55,6 +56,33 @@ def test_only_the_chosen_agents_calls_are_trained_and_others_words_are_seen() ->
     sample = sample_of(calls, "policy", ["writer"], group=3, reward=1.0)
     assert sample.trajectories == ((turn([1], [2]), turn([8], [9, 9, 9, 9])),)
     assert sample.truncated and sample.tokens == 5
+
+
+def test_calls_bear_their_own_rewards_where_there_are_steps() -> None:
+    calls = [call([1], [2], agent="writer"), call([7], [8], agent="critic"), call([1, 2, 8], [9], agent="writer")]
+    sample = sample_of(calls, "policy", ["writer"], 0, 1.0, steps=(0.25, 5.0, 0.75))
+    assert sample.by_call and sample.rewards == [0.25, 0.75]
+    plain = sample_of(calls, "policy", ["writer"], 0, 1.0)
+    assert not plain.by_call and plain.rewards == [1.0, 1.0]
+
+
+def test_verl_compares_the_calls_of_a_row_by_their_own_rewards() -> None:
+    pytest.importorskip("verl", exc_type=ImportError)
+    from lightningrun.stages.verl_grpo.algorithm import Algorithm
+    from lightningrun.stages.verl_grpo.config import GrpoConfig
+
+    calls = [call([1], [2, 3]), call([1, 2, 3, 4], [5])]
+    rows = [(0, 0.5, (1.0, 0.0)), (0, 0.5, (0.0, 1.0)), (1, 0.0, ()), (1, 1.0, ())]
+    samples = [sample_of(calls, "policy", [], group, score, steps) for group, score, steps in rows]
+    found = Algorithm(GrpoConfig()).advantages(samples).tolist()
+    high = 0.5 / (1 / 3) ** 0.5
+    assert found == pytest.approx([high, high, -high, -high, -high, high, *[-high] * 3, *[high] * 3], abs=1e-4)
+
+
+def test_a_row_whose_calls_earned_differently_is_worth_training() -> None:
+    same = group("a", 0.5, 0.5)
+    told = [replace(one, steps=steps) for one, steps in zip(same.rollouts, [(1.0, 0.0), (0.5, 0.5)], strict=True)]
+    assert not same.live and Group(same.row, told).live
 
 
 def test_a_forest_holds_what_trajectories_begin_with_once() -> None:

@@ -84,15 +84,26 @@ class Algorithm:
         """Whether the loss depends on more than the advantages: on how far the weights have moved, or on entropy."""
 
     def advantages(self, samples: Sequence[Sample]) -> Tensor:
-        """verl's advantage of each token that was said, sample after sample. Raises StageFailed if one is no number."""
+        """verl's advantage of each token that was said, sample after sample. Raises StageFailed if one is no number.
+
+        A rollout is one sequence with its reward at the last token. Where the reward function gave ``steps``, each
+        call is one, with its own, and the calls of a row's rollouts are compared with each other.
+        """
         import numpy as np
 
-        sizes = [sample.tokens for sample in samples]
+        rows = [(sample.group, sample.tokens, sample.reward) for sample in samples]
+        if any(sample.by_call for sample in samples):
+            rows = [
+                (sample.group, len(turn.said), reward)
+                for sample in samples
+                for turn, reward in zip(sample.turns, sample.rewards, strict=True)
+            ]
+        groups, sizes, earned = (list(column) for column in zip(*rows, strict=True))
         _, mask = padded(torch.zeros(sum(sizes)), sizes)
         rewards = torch.zeros(mask.shape)
-        rewards[torch.arange(len(sizes)), torch.tensor(sizes) - 1] = torch.tensor([s.reward for s in samples])
+        rewards[torch.arange(len(sizes)), torch.tensor(sizes) - 1] = torch.tensor(earned)
         options = {
-            "index": np.array([sample.group for sample in samples]),
+            "index": np.array(groups),
             "norm_adv_by_std_in_grpo": self._algo.norm_adv_by_std_in_grpo,
             "config": self._algo,
         }

@@ -24,7 +24,8 @@ class Group:
 
     @property
     def live(self) -> bool:
-        return len(self.scores) > 1 and max(self.scores) > min(self.scores)
+        scored = [one for one in self.rollouts if one.status.scored]
+        return len(self.scores) > 1 and len({reward for one in scored for reward in one.steps or (one.score,)}) > 1
 
     def all_right(self, success: float) -> bool:
         return bool(self.scores) and min(self.scores) >= success
@@ -66,7 +67,7 @@ class Batch:
                 if rollout.status.scored and rollout.score is not None:
                     calls = [read(ref) for ref in rollout.call_refs]
                     seen |= {call.agent for call in calls}
-                    found.append(sample_of(calls, policy, agents, place, rollout.score))
+                    found.append(sample_of(calls, policy, agents, place, rollout.score, rollout.steps))
         if found and not any(sample.tokens for sample in found):
             raise StageFailed(
                 f"no call of {', '.join(agents) or policy} is among the rollouts: nothing can be trained",

@@ -138,7 +138,7 @@ class Training:
         samples = batch.samples(ctx.service.read, self._config.policy, self._config.train_on)
         learn_began = time.process_time()
         values = batch.health(samples)
-        learns = len({sample.reward for sample in samples}) > 1
+        learns = len({reward for sample in samples for reward in sample.rewards}) > 1
         if learns:
             look_back = self._is_due(learner.step + 1)
             values |= await in_thread(lambda: learner.update(samples, look_back), self._config.watchdog_s)

@@ -6,6 +6,7 @@ and answered with; otherwise it is a sequence of its own. So nothing is trained 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ class Turn:
     said: tuple[int, ...]
     logprobs: tuple[float, ...]
     """Of ``said``, when it was sampled."""
+    reward: float | None = None
+    """Of the call that said it, where the reward function gave ``steps``."""
 
 
 Trajectory = tuple[Turn, ...]
@@ -43,30 +46,51 @@ class Sample:
         return (turn for trajectory in self.trajectories for turn in trajectory)
 
     @property
+    def by_call(self) -> bool:
+        """Whether its calls have rewards of their own."""
+        return any(turn.reward is not None for turn in self.turns)
+
+    @property
+    def rewards(self) -> list[float]:
+        """What each turn is trained by."""
+        return [self.reward if turn.reward is None else turn.reward for turn in self.turns]
+
+    @property
     def tokens(self) -> int:
         return sum(len(turn.said) for turn in self.turns)
 
 
-def sample_of(calls: Iterable[LLMCall], policy: str, agents: Collection[str], group: int, reward: float) -> Sample:
-    """The rollout that made ``calls``, in their order. ``agents``: whose calls are trained on; empty: all."""
-    own = [
-        call
-        for call in calls
+def sample_of(
+    calls: Sequence[LLMCall],
+    policy: str,
+    agents: Collection[str],
+    group: int,
+    reward: float,
+    steps: Sequence[float] = (),
+) -> Sample:
+    """The rollout that made ``calls``, in their order. ``agents``: whose calls are trained on; empty: all.
+
+    ``steps``: rewards of the single calls, if there are any.
+    """
+    own = {
+        place: call
+        for place, call in enumerate(calls)
         if call.sampled is not None and call.role == policy and (not agents or call.agent in agents)
-    ]
-    return Sample(group, reward, tuple(merged(own)), any(_cut(call) for call in own))
+    }
+    rewards = [steps[place] for place in own] if len(steps) == len(calls) else None
+    return Sample(group, reward, tuple(merged(own.values(), rewards)), any(_cut(call) for call in own.values()))
 
 
-def merged(calls: Iterable[LLMCall]) -> list[Trajectory]:
-    """The calls as sequences, each as long as its prompts go on exactly."""
+def merged(calls: Iterable[LLMCall], rewards: Iterable[float] | None = None) -> list[Trajectory]:
+    """The calls as sequences, each as long as its prompts go on exactly. ``rewards``: one for each call."""
     done: list[tuple[list[int], list[Turn]]] = []
-    for call in calls:
+    for call, reward in zip(calls, itertools.repeat(None) if rewards is None else rewards, strict=False):
         assert call.sampled is not None
         prompt = list(call.sampled["prompt_ids"])
         choices = [choice for choice in call.sampled["choices"] if choice["ids"]]
         ids, turns = _earlier(prompt, done) if len(choices) == 1 else ([], [])
         for choice in choices:
-            turn = Turn(tuple(prompt[len(ids) :]), tuple(choice["ids"]), tuple(choice["logprobs"]))
+            turn = Turn(tuple(prompt[len(ids) :]), tuple(choice["ids"]), tuple(choice["logprobs"]), reward)
             if turns:
                 turns.append(turn)
                 ids[:] = [*prompt, *choice["ids"]]
