@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from lightningrun.errors import UsageError
-from lightningrun.models.local.tokenizer import train_tokenizer
+from lightningrun.models.local.template import WITHOUT_INSTRUCTIONS
+from lightningrun.models.local.tokenizer import ChatTokenizer, train_tokenizer
 from lightningrun.stages.sft.examples import Chat, chats_of, encode, read_chats, texts_of
 from lightningrun.types import LLMCall, Rollout, RolloutStatus
 
@@ -63,6 +64,19 @@ def test_the_policys_own_words_are_learned_and_examples_in_the_prompt_are_not() 
     learned = [token for token, learn in zip(example.ids, example.learn, strict=True) if learn]
     assert tokenizer.decode(learned, skip_special=False) == "own<|im_end|>" and too_long == 0
     assert encode([chat], tokenizer, context=8) == ([], 1)
+
+
+def test_a_model_without_instructions_reads_neither_them_nor_its_tools(tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+    chat = Chat([SYSTEM, user("1+1"), said("2")], tools)
+    assert "You add." in list(texts_of([chat])) and "You add." not in list(texts_of([chat], instructions=False))
+    tokenizer = train_tokenizer(texts_of([chat], instructions=False), vocab_size=300)
+    bare = tokenizer.encode_chat([user("1+1")])
+    tokenizer.template = WITHOUT_INSTRUCTIONS + tokenizer.template
+    tokenizer.save(tmp_path)
+    again = ChatTokenizer.load(tmp_path)
+    assert again.encode_chat([SYSTEM, user("1+1")], tools) == bare
+    assert again.encode_assistant_masked(chat.messages, tools)[0][: len(bare)] == bare
 
 
 @pytest.mark.parametrize(

@@ -32,3 +32,9 @@ Call one by <tool_call>{"name": ..., "arguments": {...}}</tool_call>
 {{ '<|im_start|>assistant\n' }}
 {%- endif -%}
 """.strip()
+
+WITHOUT_INSTRUCTIONS = r"""
+{%- set messages = messages | rejectattr('role', 'equalto', 'system') | list -%}
+{%- set tools = none -%}
+""".lstrip()
+"""Before a template: it then leaves out what the model is told to do and which tools it has."""

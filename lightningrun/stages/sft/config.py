@@ -26,6 +26,11 @@ class ScratchConfig(Config):
         default=None,
         description="``module:function`` giving words that are a token each: a database's values",
     )
+    instructions: bool = Field(
+        default=True,
+        description="false: its chat template leaves system messages and tools out. A small model for one task learns "
+        "what they say from the demonstrations, and each of its calls is that much shorter",
+    )
 
 
 class SftConfig(StageConfig):

@@ -130,13 +130,15 @@ def _only(learn: Sequence[bool], wanted: Sequence[bool]) -> list[bool]:
     return kept
 
 
-def texts_of(chats: Iterable[Chat]) -> Iterator[str]:
-    """All that is said in the chats, for a tokenizer to be trained on."""
+def texts_of(chats: Iterable[Chat], instructions: bool = True) -> Iterator[str]:
+    """All that is said in the chats, for a tokenizer to be trained on; system messages and tools: ``instructions``."""
     for chat in chats:
         for message in template_messages(chat.messages):
+            if message["role"] == "system" and not instructions:
+                continue
             yield str(message["content"])
             yield from (json.dumps(call, ensure_ascii=False) for call in message.get("tool_calls") or [])
-        for tool in chat.tools or []:
+        for tool in (chat.tools or []) if instructions else []:
             yield json.dumps(tool, ensure_ascii=False)
 
 

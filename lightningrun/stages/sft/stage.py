@@ -16,6 +16,7 @@ from lightningrun.models.local import checkpoint, lora
 from lightningrun.models.local.decoder import Decoder
 from lightningrun.models.local.engine import placed
 from lightningrun.models.local.folder import find
+from lightningrun.models.local.template import WITHOUT_INSTRUCTIONS
 from lightningrun.models.local.tokenizer import ChatTokenizer, train_tokenizer
 from lightningrun.rollouts.engine import RolloutRequest
 from lightningrun.stages.base import StageContext
@@ -130,8 +131,13 @@ def _starting_point(
         scratch = config.init
         whole = words(scratch.whole_words) if scratch.whole_words else []
         tokenizer = train_tokenizer(
-            texts_of(chats), vocab_size=scratch.vocab_size, whole_words=whole, family=scratch.family
+            texts_of(chats, scratch.instructions),
+            vocab_size=scratch.vocab_size,
+            whole_words=whole,
+            family=scratch.family,
         )
+        if not scratch.instructions:
+            tokenizer.template = WITHOUT_INSTRUCTIONS + tokenizer.template
         decoder = checkpoint.scratch(tokenizer, family=scratch.family, size=scratch.size, seed=ctx.seed).to(device)
     else:
         folder = ctx.folders["model"] if "model" in inputs else find(model.name, f"models.{config.policy}.name")
