@@ -60,9 +60,13 @@ def show(run: str, runs_dir: str, as_json: bool) -> None:
 @click.command("logs", short_help="What a run, or one stage of it, said.")
 @options.latest_run_argument
 @click.argument("stage", required=False, metavar="[STAGE]")
+@click.argument("rollout", required=False, metavar="[ROLLOUT]")
 @options.runs_dir_option
-def logs(run: str, stage: str | None, runs_dir: str) -> None:
-    """Print RUN's events with their times (STAGE's alone if named), then what agents and rewards printed."""
+def logs(run: str, stage: str | None, rollout: str | None, runs_dir: str) -> None:
+    """Print RUN's events with their times (STAGE's alone if named), then what agents and rewards printed.
+
+    With ROLLOUT (a task's id, or as much of the rollout's key as tells it apart): the tree of its calls and tools.
+    """
     from lightningrun.cli.progress import describe
     from lightningrun.files import read_journal
 
@@ -72,6 +76,11 @@ def logs(run: str, stage: str | None, runs_dir: str) -> None:
         close = difflib.get_close_matches(stage, stages, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"stages are {', '.join(stages) or 'none yet'}"
         raise UsageError(f"no stage {stage!r} in {folder.name}", hint=hint)
+    if rollout is not None and stage is not None:
+        from lightningrun.cli.rollouts import show_rollout
+
+        show_rollout(folder, stage, rollout)
+        return
     for _, event in read_journal(folder / "journal.jsonl"):
         if stage is None or event.get("stage") == stage:
             clock = time.strftime("%H:%M:%S", time.localtime(event["ts"]))

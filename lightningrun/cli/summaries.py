@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lightningrun.cli import options
-from lightningrun.tracking.formats import count, duration, headline, interval, merged, number, plural, total, usd
+from lightningrun.tracking.formats import count, duration, headline, interval, merged, number, plural, took, total, usd
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -71,7 +71,7 @@ def show_run(run: RunSummary, mirror: MirrorState | None = None) -> None:
     """Everything that a person wants to know of a run, on one screen."""
     from lightningrun.tracking.lineage import lineages
 
-    tables = [_tags(run), _costs(run)]
+    tables = [_tags(run), _costs(run), _agents(run)]
     show(
         _title(run),
         *([_headline(run.headline)] if run.headline is not None else []),
@@ -185,6 +185,15 @@ def _costs(run: RunSummary) -> Table:
     if len(run.totals.by_role) > 1:
         totals = run.totals
         table.add_row("all", count(totals.llm_calls), count(totals.tokens), usd(totals.usd), style="bold")
+    return table
+
+
+def _agents(run: RunSummary) -> Table:
+    numbers = ("calls", "tokens", "cost", "a call takes", "errors")
+    table = grid("agent", *numbers, right=numbers)
+    for agent, did in run.totals.by_agent.items():
+        facts = count(did["calls"]), count(did["tokens"]), usd(did["cost_usd"])
+        table.add_row(agent, *facts, took(did["latency_s"]), count(did["errors"]))
     return table
 
 

@@ -31,6 +31,8 @@ class Row:
     status: str
     tags: tuple[str, ...] = ()
     call_refs: tuple[int, ...] = ()
+    key: str = ""
+    """Of the worst sample."""
 
     @property
     def passed(self) -> bool:
@@ -96,6 +98,7 @@ def read_rows(records: Iterable[Mapping[str, Any]]) -> dict[str, Row]:
             worst["status"],
             tuple(worst.get("tags") or ()),
             tuple(worst.get("call_refs") or ()),
+            worst.get("key") or "",
         )
     return rows
 

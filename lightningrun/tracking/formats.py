@@ -30,6 +30,11 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
+def took(seconds: float) -> str:
+    """As ``duration``, for what may be quick."""
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else duration(seconds)
+
+
 def number(value: Any, sign: str = "") -> str:
     """A metric: floats to three places, the rest as they are."""
     return f"{value:{sign}.3f}" if isinstance(value, float) else str(value)

@@ -13,18 +13,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightningrun.files import write_atomic
+from lightningrun.files import read_journal, write_atomic
 from lightningrun.tracking.advice import next_steps
-from lightningrun.tracking.formats import diff_lines, duration, merged, number, total, usd
+from lightningrun.tracking.comparison import PASS
+from lightningrun.tracking.formats import diff_lines, duration, merged, number, took, total, usd
 from lightningrun.tracking.lineage import MARKS, MEANINGS, Lineage, Node, gist, lineages, tally
 from lightningrun.tracking.plots import plots
+from lightningrun.tracking.rollout_tree import read_tree, words
 from lightningrun.tracking.store import page
 from lightningrun.tracking.summary import RunSummary, StageSummary, read_json, summarise, tokens_of
-from lightningrun.types import Json
+from lightningrun.types import Json, Rollout
 
 SHOWN = 5
 """Failures of each kind on the page."""
 _LONG = 1200
+_LINES = 60
+"""Lines of a rollout's tree on the page."""
 
 
 def write_report(run_dir: Path) -> Path:
@@ -40,6 +44,7 @@ def render(run: RunSummary) -> str:
     broken = [change for change in run.changes if change.broken]
     still = [change for change in run.changes if not change.fixed and not change.broken]
     searches = lineages(run)
+    told = _executed(run)
     return _render(
         "report.html",
         run=run,
@@ -51,6 +56,8 @@ def render(run: RunSummary) -> str:
         fixed=fixed[:SHOWN],
         broken=broken[:SHOWN],
         still=still[:SHOWN],
+        failed=_failed(told) if not run.changes else [],
+        tree=lambda stage, key: _rows(run.path, told[stage, key]) if (stage, key) in told else [],
         tags=sorted(run.by_tag(), key=lambda row: (row.after, row.tag)),
         roles=[(role, parts, tokens_of(parts)) for role, parts in run.totals.by_role.items()],
         key_metric=_key_metric,
@@ -84,6 +91,7 @@ def _render(template: str, **values: Any) -> str:
         count="{:,.0f}".format,
         usd=usd,
         span=duration,
+        took=took,
         short=_short,
         when=_when,
         diff=diff_lines,
@@ -99,6 +107,34 @@ def _look(of: Node | str) -> str:
     """The style class of an outcome."""
     outcome = of if isinstance(of, str) else of.outcome
     return f"o-{outcome.replace(' ', '-')}" if outcome in MARKS else "o-other"
+
+
+def _executed(run: RunSummary) -> dict[tuple[str, str], Rollout]:
+    """(stage, key) -> rollout of the headline's evaluations, as far as this run executed them itself."""
+    stages = {run.headline.baseline_stage, run.headline.final_stage} if run.headline is not None else set()
+    events = (event for _, event in read_journal(run.path / "journal.jsonl")) if stages else iter(())
+    found = (Rollout.from_json(e["rollout"]) for e in events if e["kind"] == "rollout" and e["stage"] in stages)
+    return {(rollout.stage, rollout.key): rollout for rollout in found}
+
+
+def _failed(told: Mapping[tuple[str, str], Rollout]) -> list[Rollout]:
+    """The worst, where there is nothing to compare them with."""
+    worst = [one for one in told.values() if one.score is None or one.score < PASS]
+    return sorted(worst, key=lambda one: (one.score is not None, one.score or 0.0, one.key))[:SHOWN]
+
+
+def _rows(run_dir: Path, rollout: Rollout) -> list[dict[str, Any]]:
+    """A rollout's tree, line by line, with its place on the time axis in percent."""
+    root = read_tree(run_dir, rollout)
+    nodes = [(depth, node) for depth, node in root.walk() if node is not root][:_LINES]
+    whole = max([root.end, *(node.end for _, node in nodes)]) - root.start or 1.0
+    found = []
+    for depth, node in nodes:
+        asked, said = words(node)
+        left = min(100.0, max(0.0, 100 * (node.start - root.start) / whole))
+        width = min(100.0 - left, 100 * node.duration_s / whole)
+        found.append({"depth": depth - 1, "node": node, "asked": asked, "said": said, "left": left, "width": width})
+    return found
 
 
 def _axis(run: RunSummary) -> dict[str, Any]:

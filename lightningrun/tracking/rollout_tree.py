@@ -9,6 +9,7 @@ the result of; and where several agents are named, each one's turns stand under 
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,6 +115,25 @@ def tree(rollout: Rollout, calls: Sequence[LLMCall], spans: Sequence[AgentSpan] 
     if len({call.agent for call in calls}) > 1:
         root.children = list(_by_agent(root.children))
     return root
+
+
+def words(node: Node) -> tuple[str, str]:
+    """What a node was asked and what it said, as text: of a call, its last message and the answer."""
+    if node.call is None:
+        asked = node.asked.get("question") if isinstance(node.asked, Mapping) and "task" in node.asked else node.asked
+        return _text(asked), _text(node.said)
+    messages = node.call.request.get("messages") or [{}]
+    try:
+        answer = (node.call.response or {})["choices"][0]["message"]
+    except (KeyError, IndexError, TypeError):
+        answer = {}
+    functions = [one.get("function") or {} for one in _wanted(node.call)]
+    tools = [f"{function.get('name')}({function.get('arguments') or ''})" for function in functions]
+    return _text(messages[-1].get("content")), "\n".join(filter(None, [_text(answer.get("content")), *tools]))
+
+
+def _text(value: Json) -> str:
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def question(calls: Sequence[LLMCall]) -> str:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightningrun.files import digest, read_journal
+from lightningrun.tracking.by_agent import by_agent
 from lightningrun.tracking.comparison import (
     Headline,
     RowChange,
@@ -65,6 +66,8 @@ class Totals:
     tokens: int = 0
     usd: float = 0.0
     by_role: Cost = field(default_factory=dict)
+    by_agent: Cost = field(default_factory=dict)
+    """Agent -> calls, tokens, cost_usd, errors, latency_s (mean of its calls), where there are several."""
     rollouts: int = 0
 
 
@@ -263,7 +266,7 @@ def summarise(run_dir: Path) -> RunSummary:
         path=run_dir,
         duration_s=sum(end - start for start, end in run.sittings),
         stages=stages,
-        totals=_totals(stages),
+        totals=_totals(stages, by_agent(_told_of_agents(ordered))),
         headline=head,
         curves={
             s.id: {name: tuple(sorted(points.items())) for name, points in s.curves.items()}
@@ -311,13 +314,18 @@ def tokens_of(parts: Mapping[str, float]) -> int:
     return int(parts.get("tokens", parts.get("prompt_tokens", 0) + parts.get("completion_tokens", 0)))
 
 
-def _totals(stages: Sequence[StageSummary]) -> Totals:
+def _told_of_agents(stages: Iterable[_Stage]) -> Iterator[Mapping[str, Mapping[str, float]]]:
+    return (rollout.get("agents") or {} for stage in stages for rollout in stage.rollouts.values())
+
+
+def _totals(stages: Sequence[StageSummary], agents: Cost) -> Totals:
     roles = add_costs([stage.cost for stage in stages if stage.status not in ("reused", "skipped")])
     return Totals(
         llm_calls=int(sum(parts.get("calls", 0) for parts in roles.values())),
         tokens=sum(map(tokens_of, roles.values())),
         usd=sum(parts.get("usd", 0) for parts in roles.values()),
         by_role=roles,
+        by_agent=agents,
         rollouts=sum(stage.rollouts for stage in stages),
     )
 

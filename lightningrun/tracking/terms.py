@@ -23,6 +23,11 @@ def final_metrics(summary: RunSummary) -> dict[str, float | None]:
         "final/cost_usd": summary.totals.usd,
         "final/llm_calls": summary.totals.llm_calls,
         "final/tokens": summary.totals.tokens,
+        **{
+            f"final/agents/{agent}/{name}": value
+            for agent, did in summary.totals.by_agent.items()
+            for name, value in did.items()
+        },
     }
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _METRICS = re.compile(
     r"reward(_low|_high)?|pass_at_\d+|n(_failed|_reward_errors|_infra_errors)?|tag\..+\.(reward|n)|metric\..+"
+    r"|agent\..+\.(calls|tokens|cost_usd|errors)"
 )
 _CELL_METRICS = re.compile(r"(?P<cell>.+)/(reward|gain|interaction)(_low|_high)?")
 

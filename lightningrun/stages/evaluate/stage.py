@@ -14,6 +14,7 @@ from lightningrun.stages.evaluate.gate import Check, check_gate, row_mean, score
 from lightningrun.stages.evaluate.grid import compare_cells, flat, run_cells, write_grid
 from lightningrun.stages.rollout_file import write_rollouts
 from lightningrun.stages.statistics import bootstrap_interval, mean, pass_at_k
+from lightningrun.tracking.by_agent import by_agent
 from lightningrun.types import Artifact, ArtifactKind, Json, Rollout, RolloutStatus, StageResult
 
 ROLLOUTS = "rollouts.jsonl"
@@ -39,7 +40,9 @@ async def run(ctx: StageContext, inputs: Mapping[str, Artifact]) -> StageResult:
         "metrics": Artifact(ArtifactKind.METRICS, metrics),
     }
     result = StageResult(outputs, metrics)
-    ctx.journal.emit("metric", stage=ctx.stage, step=0, values=metrics)
+    # Times are told and decide nothing: they are no metrics of the stage.
+    slow = {f"agent.{agent}.latency_s": did["latency_s"] for agent, did in _agents(rollouts).items()}
+    ctx.journal.emit("metric", stage=ctx.stage, step=0, values={**metrics, **slow})
     beaten = ctx.references[config.gate.beats] / ROLLOUTS if config.gate.beats else None
     checks = check_gate(config.gate, metrics, rollouts, beaten, ctx.seed, weights)
     if checks:
@@ -58,6 +61,7 @@ def measure(
 
     ``pass_at_k`` counts scores of at least ``success``, over the rows with k scored samples. ``metric.<name>`` is the
     mean of what the reward function called so, over the rows for which it did: a failed rollout has no metrics.
+    ``agent.<name>.calls`` and so on are sums over all rollouts, where several agents made calls.
     """
     weights = weights or {}
     by_row = scores_by_row(rollouts)
@@ -81,12 +85,18 @@ def measure(
         metrics[name] = sum(rollout.status is status for rollout in rollouts)
     for name in sorted({name for rollout in rollouts for name in rollout.metrics}):
         metrics |= _with_interval(f"metric.{name}", _metric_by_row(rollouts, name), weights, seed)
+    for agent, did in _agents(rollouts).items():
+        metrics |= {f"agent.{agent}.{name}": value for name, value in did.items() if name != "latency_s"}
     for tag in sorted({tag for rollout in rollouts for tag in rollout.tags}):
         tagged = scores_by_row([rollout for rollout in rollouts if tag in rollout.tags])
         if tagged:
             metrics[f"tag.{tag}.reward"] = row_mean(tagged, weights)
             metrics[f"tag.{tag}.n"] = len(tagged)
     return metrics
+
+
+def _agents(rollouts: Sequence[Rollout]) -> dict[str, dict[str, float]]:
+    return by_agent(rollout.agents for rollout in rollouts)
 
 
 def _with_interval(name: str, by_row: Mapping[str, list[float]], weights: Weights, seed: int) -> dict[str, float]:
