@@ -8,13 +8,15 @@ WORKERS ?= 2
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-slow lint format schema bench bench-apo bench-gateway clean
+.PHONY: help setup demo test test-slow test-examples lint format schema bench bench-apo bench-gateway clean
 
 help:
 	@echo 'make setup      .venv with lightningrun and everything to develop it'
 	@echo 'make demo       setup, then repair the SQL agent: no key, no GPU, no network'
 	@echo 'make test       the fast tests'
 	@echo 'make test-slow  kills, faults and whole runs'
+	@echo 'make test-examples  every example of examples/ in its own framework: installs them, needs a package index'
+	@echo 'make example-NAME   one of them, set up and run (make example-langgraph)'
 	@echo 'make lint       ruff, formatting, types'
 	@echo 'make format     let ruff rewrite what it can'
 	@echo 'make schema     lightningrun.schema.json, after a change to the recipe language'
@@ -37,10 +39,17 @@ demo: setup
 	$(BIN)/lightningrun recipes/sql_agent.yaml
 
 test: setup
-	$(BIN)/python -m pytest -m 'not slow' -n $(WORKERS)
+	$(BIN)/python -m pytest -m 'not slow and not examples' -n $(WORKERS)
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow -n $(WORKERS) --timeout 900
+
+test-examples: setup
+	$(BIN)/python -m pytest -m examples tests/examples -n $(WORKERS) --dist loadfile --durations 20
+
+example-%: setup
+	scripts/example-env.sh $*
+	$(BIN)/lightningrun examples/$*/recipe.yaml
 
 lint: setup
 	$(BIN)/ruff check

@@ -5,19 +5,16 @@ It knows nothing of lightningrun; any OpenAI-compatible endpoint will do.
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from typing import Any
 
 from openai import DefaultHttpxClient, OpenAI
 
 from tasks.sql_agent.database import Database, QueryError
+from tasks.sql_agent.tools import extract_sql
 
 MAX_RETRIES = 2
 MAX_ROWS_RETURNED = 20
-
-_FENCE = re.compile(r"```[ \t]*\w*[ \t]*\n?(.*?)```", re.DOTALL)
-_STATEMENT = re.compile(r"\b(?:SELECT|WITH)\b.*", re.DOTALL | re.IGNORECASE)
 
 
 def answer(question: str, prompts: dict[str, str], llm: dict[str, Any], database: str) -> dict[str, Any]:
@@ -62,13 +59,6 @@ def answer_once(question: str, prompts: dict[str, str], llm: dict[str, Any], dat
 def gold(task: dict[str, Any]) -> list[dict[str, Any]]:
     """The conversation that a model is to learn, from the question on: answered at once by the reference query."""
     return [{"role": "user", "content": task["question"]}, {"role": "assistant", "content": task["sql"]}]
-
-
-def extract_sql(reply: str) -> str:
-    """The query in a model's reply: the last fenced block that holds one, else from the first SELECT or WITH on."""
-    blocks = [block for block in _FENCE.findall(reply) if _STATEMENT.search(block)]
-    found = _STATEMENT.search(blocks[-1] if blocks else reply)
-    return found.group().strip().rstrip(";").strip() if found else ""
 
 
 def _opening(question: str, system: str, db: Database) -> list[dict[str, Any]]:
