@@ -140,10 +140,11 @@ def test_a_hang_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"backend": "ray"}, r"recipe.yaml:\d+:\d+.*not there yet"),
+        ({"backend": "ray", "verl": {"trainr": {}}}, r"recipe.yaml:\d+:\d+.*verl.trainr: .*'trainer'"),
+        ({"backend": "ray", "resample": 2.0}, "filter_groups"),
         ({"verl": {"actor": {"clip_ration": 0.1}}}, "clip_ratio'"),
         ({"verl": {"trainer": {}}}, "'actor' and 'algorithm'"),
-        ({"algorithm": "gae"}, "grpo"),
+        ({"algorithm": "gae"}, "critic.*backend: ray"),
         ({"batch": 9}, "9 rows a step"),
         ({"eval": {"split": "dev"}}, "no split 'dev'"),
     ],

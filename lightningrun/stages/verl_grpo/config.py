@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -19,10 +21,11 @@ if TYPE_CHECKING:
 
 AlgorithmName = Literal[
     "grpo", "grpo_vectorized", "grpo_passk", "rloo", "rloo_vectorized", "reinforce_plus_plus",
-    "reinforce_plus_plus_baseline", "opo", "gpg",
+    "reinforce_plus_plus_baseline", "opo", "gpg", "gae", "ppo",
 ]  # fmt: skip
-"""verl's names of the advantage estimators that need nothing but rewards of groups: no critic, no greedy twin of each
-rollout, no probabilities of every token."""
+"""verl's names of the advantage estimators that need no greedy twin of each rollout and no probabilities of every
+token. ``gae``, also called ``ppo``, needs a critic."""
+WITH_CRITIC = ("gae", "ppo")
 
 ACTOR_FIELDS = (
     "clip_ratio", "clip_ratio_low", "clip_ratio_high", "clip_ratio_c", "policy_loss", "loss_agg_mode",
@@ -63,7 +66,9 @@ class GrpoConfig(StageConfig):
 
     type: Literal["verl_grpo"] = "verl_grpo"
     backend: Literal["auto", "inproc", "ray"] = Field(
-        default="auto", description="inproc: in this process, on a CPU or one GPU; ray: verl's own trainer"
+        default="auto",
+        description="inproc: in this process, on a CPU or one GPU; ray: verl's own trainer; auto: ray where there is "
+        "more than one GPU",
     )
     algorithm: AlgorithmName = Field(default="grpo", description="verl's name of the advantage estimator")
     split: str = Field(default="train", description="Whose rows are trained on")
@@ -92,7 +97,8 @@ class GrpoConfig(StageConfig):
     )
     rest: int = Field(default=0, ge=0, description="Passes over the rows that one is left out of once all was right")
     verl: dict[str, Any] = Field(
-        default={}, description="Fields of verl's own configuration: {actor: {...}, algorithm: {...}}"
+        default={},
+        description="Fields of verl's own configuration; inproc: {actor: {...}, algorithm: {...}}, ray: all of them",
     )
     save_every_s: float = Field(default=20.0, gt=0, description="How much work a kill may cost")
     watchdog_s: float = Field(
@@ -103,11 +109,28 @@ class GrpoConfig(StageConfig):
         return (("split", self.split), ("eval.split", self.eval.split))
 
     def extras(self) -> tuple[tuple[str, str, str], ...]:
-        return (("type", "verl", "train"), ("type", "torch", "train"))
+        needed = ("verl", "torch", *(("ray", "transfer_queue") if self.backend == "ray" else ()))
+        return tuple(("type", package, "train") for package in needed)
 
     @property
     def evaluations(self) -> int:
         return 1 + math.ceil(self.steps / self.eval.every)
+
+
+def gpu_count() -> int:
+    """NVIDIA GPUs that this process may use, without importing torch."""
+    there = sum(path.name[6:].isdigit() for path in Path("/dev").glob("nvidia[0-9]*"))
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return there
+    return min(there, len([name for name in chosen.split(",") if name.strip() and name.strip() != "-1"]))
+
+
+def backend_of(config: GrpoConfig) -> Literal["inproc", "ray"]:
+    """``auto``: verl's own trainer where there is more than one GPU."""
+    if config.backend == "auto":
+        return "ray" if gpu_count() > 1 else "inproc"
+    return config.backend
 
 
 def verl_problems(given: Mapping[str, Any]) -> Iterator[str]:
@@ -128,13 +151,25 @@ def verl_problems(given: Mapping[str, Any]) -> Iterator[str]:
                 )
 
 
+def ray_problems(config: GrpoConfig) -> Iterator[str]:
+    """What verl's own trainer does not do, or calls otherwise."""
+    from lightningrun.stages.verl_grpo.cluster import settings
+
+    if config.resample != 1.0:
+        yield "resample: on backend ray it is verl that replaces such rows: verl.algorithm.filter_groups.enable"
+    if config.rest:
+        yield "rest: does nothing on backend ray"
+    if config.loss == "per_rollout_mean" and config.verl.get("algorithm", {}).get("rollout_correction"):
+        yield "verl.algorithm.rollout_correction: goes with loss: token_mean only; both weigh tokens"
+    yield from settings.problems(config.verl)
+
+
 def forecast(config: GrpoConfig, recipe: Recipe, rows: Mapping[str, int]) -> Forecast:
     """At most: all groups resampled as often as allowed; the evaluations, and one look at what greedy answers give."""
     errors: list[str] = []
     warnings: list[str] = []
     role = recipe.models.get(config.policy)
-    if config.backend == "ray":
-        errors.append("backend: ray is not there yet: take inproc, which trains on a CPU or on one GPU")
+    backend = backend_of(config)
     if role is not None and role.provider != "local":
         errors.append(
             f"policy: models.{config.policy} is of provider {role.provider}, whose weights cannot be trained here: "
@@ -149,8 +184,11 @@ def forecast(config: GrpoConfig, recipe: Recipe, rows: Mapping[str, int]) -> For
         errors.append(f"eval.split: the task has no split {config.eval.split!r}")
     elif config.eval.split == config.split:
         warnings.append("eval.split is the split that is trained on: the best checkpoint is chosen by what it has seen")
-    errors += verl_problems(config.verl)
-    trained = math.ceil(config.steps * config.batch * config.resample) * config.group_size
+    errors += verl_problems(config.verl) if backend == "inproc" else ray_problems(config)
+    if backend == "inproc" and config.algorithm in WITH_CRITIC:
+        errors.append(f"algorithm: {config.algorithm} has a critic, which backend inproc has not: take backend: ray")
+    resample = config.resample if backend == "inproc" else 1.0
+    trained = math.ceil(config.steps * config.batch * resample) * config.group_size
     judged = config.evaluations * rows.get(config.eval.split, 0) * config.eval.samples
     count = trained + judged + config.batch
     calls = {config.policy: count, **({"judge": count} if "judge" in recipe.models else {})}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import shutil
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from lightningrun.errors import StageFailed
-from lightningrun.files import write_atomic
 from lightningrun.models.local import checkpoint, lora
 from lightningrun.models.local.folder import find
 from lightningrun.models.local.tokenizer import ChatTokenizer
@@ -27,18 +25,12 @@ from lightningrun.stages.statistics import mean
 from lightningrun.stages.training_thread import in_thread, told_until
 from lightningrun.stages.verl_grpo.algorithm import Algorithm
 from lightningrun.stages.verl_grpo.batch import Batch, Group
-from lightningrun.stages.verl_grpo.config import GrpoConfig
+from lightningrun.stages.verl_grpo.config import GrpoConfig, backend_of
 from lightningrun.stages.verl_grpo.learner import Learner
+from lightningrun.stages.verl_grpo.outcome import DEAD_STEPS, JUDGED, LITTLE, NOTHING_TO_LEARN, result_of, success_of
 from lightningrun.stages.verl_grpo.rows import Rows
 from lightningrun.stages.verl_grpo.serving import Sampler, engine_cpu_s, local_provider
-from lightningrun.types import Artifact, ArtifactKind, Json, Rollout, StageResult
-
-_JUDGED = 1_000_000_000
-"""Samples of evaluations count from here, so that they are never a training rollout of the same row."""
-_LITTLE = 0.05
-"""If sampling often finds hardly more than answering once, there is little for RL to make likelier."""
-_DEAD_STEPS = 10
-"""So many steps in which all rollouts of every row earned the same end the stage."""
+from lightningrun.types import Artifact, Rollout, StageResult
 
 
 @dataclass(slots=True)
@@ -71,6 +63,10 @@ async def run(ctx: StageContext, inputs: Mapping[str, Artifact]) -> StageResult:
         if "model" in inputs
         else find(ctx.recipe.models[config.policy].name, f"models.{config.policy}.name")
     )
+    if backend_of(config) == "ray":
+        from lightningrun.stages.verl_grpo.cluster.training import RayTraining
+
+        return await RayTraining(ctx, base).run()
     algorithm = await in_thread(lambda: Algorithm(config), config.watchdog_s)
     return await Training(ctx, base, algorithm).run()
 
@@ -188,7 +184,7 @@ class Training:
                 mine = rollouts[place * config.group_size : (place + 1) * config.group_size]
                 batch.groups.append(Group(row, mine))
         for group in batch.groups:
-            if group.all_right(self._success):
+            if group.all_right(success_of(self._ctx)):
                 self._rows.solved(group.row.id)
         batch.cpu_s["model"] = engine_cpu_s() - model
         batch.cpu_s["agents"] = time.process_time() - clock - batch.cpu_s["model"]
@@ -235,15 +231,10 @@ class Training:
 
     # What is measured
 
-    @property
-    def _success(self) -> float:
-        limits = self._ctx.recipe.reward.range
-        return (limits[1] if limits else 1.0) - 1e-9
-
     async def _evaluated(self) -> dict[str, float]:
         """The mean reward on ``eval.split``; the weights are kept if it is the best."""
         state, step = self._state, self._learner.step
-        first = _JUDGED + step * self._config.eval.samples
+        first = JUDGED + step * self._config.eval.samples
         requests = [
             RolloutRequest(task, self._ctx.prompts, first + sample)
             for task in self._judged
@@ -265,15 +256,15 @@ class Training:
 
     async def _compare_with_greedy(self, batch: Batch) -> None:
         """Before the first update: would it pay to make what is sometimes found likelier?"""
-        requests = [RolloutRequest(group.row, self._ctx.prompts, _JUDGED - 1) for group in batch.groups]
+        requests = [RolloutRequest(group.row, self._ctx.prompts, JUDGED - 1) for group in batch.groups]
         with self._ctx.service.stand_in(
             self._config.policy, Sampler(self._provider, 0.0, self._config.sampling.max_tokens)
         ):
             once = await self._rolled_out(requests)
-        greedy = mean([float((one.score or 0.0) >= self._success) for one in once])
-        often = mean([float(group.any_right(self._success)) for group in batch.groups])
+        greedy = mean([float((one.score or 0.0) >= success_of(self._ctx)) for one in once])
+        often = mean([float(group.any_right(success_of(self._ctx))) for group in batch.groups])
         batch.extra = {"start.greedy": greedy, f"start.pass_at_{self._config.group_size}": often}
-        if often - greedy < _LITTLE:
+        if often - greedy < LITTLE:
             self._ctx.warn(
                 f"RL has little to learn from: {self._config.group_size} samples get {often:.0%} of rows right at "
                 f"least once, one greedy answer {greedy:.0%}"
@@ -283,47 +274,33 @@ class Training:
 
     def _is_over(self) -> bool:
         """Whether there is nothing to learn any more. Raises StageFailed if there never was."""
-        if self._state.dead < _DEAD_STEPS:
+        if self._state.dead < DEAD_STEPS:
             return False
         if not self._state.learned:
             raise StageFailed(
-                f"in {_DEAD_STEPS} steps all rollouts of every row earned the same: nothing can be learned from that",
-                hint="a reward with more than one value, rows that are sometimes right, a higher temperature, or more "
-                "sft before",
+                f"in {DEAD_STEPS} steps all rollouts of every row earned the same: nothing can be learned from that",
+                hint=NOTHING_TO_LEARN,
             )
         self._ctx.info(f"stopped at step {self._learner.step}: all rollouts of every row earn the same by now")
         return True
 
     def _result(self) -> StageResult:
-        ctx, config, state = self._ctx, self._config, self._state
-        shutil.copytree(self._best, ctx.outputs / "model")
-        count = self._write_rollouts(ctx.outputs / "rollouts.jsonl")
+        state = self._state
+        shutil.copytree(self._best, self._ctx.outputs / "model")
         self._spend()
         tail = state.rewards[-10:]
-        metrics: dict[str, Json] = {
-            "reward": state.best,
-            "reward_start": state.start,
-            "best_step": state.best_step,
-            "steps": self._learner.step,
-            "train_reward": mean(tail) if tail else None,
-            "rollouts": count,
-            "tokens": state.tokens,
-            "cpu_s": round(state.cpu_s, 3),
-        }
-        facts = {"role": config.policy, "digest": checkpoint.content_digest(ctx.outputs / "model")}
-        outputs = {
-            "model": Artifact(ArtifactKind.MODEL, facts, "model"),
-            "rollouts": Artifact(ArtifactKind.ROLLOUTS, None, "rollouts.jsonl"),
-            "metrics": Artifact(ArtifactKind.METRICS, metrics),
-        }
-        return StageResult(outputs, metrics)
-
-    def _write_rollouts(self, path: Path) -> int:
-        """All that was trained on, from the journal: a resumed stage has not seen the earlier ones."""
-        trained = _trained(self._ctx, self._config.split)
-        lines = [json.dumps(trained[key], ensure_ascii=False) for key in sorted(trained)]
-        write_atomic(path, "".join(f"{line}\n" for line in lines))
-        return len(lines)
+        return result_of(
+            self._ctx,
+            {
+                "reward": state.best,
+                "reward_start": state.start,
+                "best_step": state.best_step,
+                "steps": self._learner.step,
+                "train_reward": mean(tail) if tail else None,
+                "tokens": state.tokens,
+                "cpu_s": round(state.cpu_s, 3),
+            },
+        )
 
     def _spend(self) -> None:
         now = time.process_time()
@@ -340,18 +317,3 @@ class Training:
         if self._state.rows:
             self._rows.resume(self._state.rows)
         self._clock = time.process_time()
-
-
-def _trained(ctx: StageContext, split: str) -> dict[str, Json]:
-    """Key -> rollout, of this very work."""
-    found: dict[str, Json] = {}
-    key = None
-    for event in ctx.journal.events():
-        if event["stage"] != ctx.stage:
-            continue
-        rollout = event.get("rollout") if event["kind"] == "rollout" else None
-        if event["kind"] == "stage_started" and event["key"] != key:
-            key, found = event["key"], {}
-        elif rollout and rollout["split"] == split and rollout["sample"] < _JUDGED - 1:
-            found[rollout["key"]] = rollout
-    return found

@@ -1,0 +1,195 @@
+"""The stage's options as verl's own configuration, and the check of a recipe's ``verl:`` block against it.
+
+verl's defaults are read from the file that comes with it, without importing verl: that takes ten seconds.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lightningrun.recipe.suggest import did_you_mean
+from lightningrun.stages.verl_grpo.cluster.plugin import LOSS, ROLLOUT
+
+if TYPE_CHECKING:
+    from lightningrun.recipe.model import ModelConfig
+    from lightningrun.stages.verl_grpo.config import GrpoConfig
+
+Tree = dict[str, Any]
+
+OURS = {
+    "actor_rollout_ref.actor.grad_clip": "max_grad_norm",
+    "actor_rollout_ref.actor.kl_loss_coef": "kl.coef",
+    "actor_rollout_ref.actor.optim.clip_grad": "max_grad_norm",
+    "actor_rollout_ref.actor.optim.lr": "lr",
+    "actor_rollout_ref.actor.use_kl_loss": "kl.coef",
+    "actor_rollout_ref.model.path": "models.<policy>.name",
+    "actor_rollout_ref.rollout.n": "group_size",
+    "actor_rollout_ref.rollout.temperature": "sampling.temperature",
+    "actor_rollout_ref.rollout.val_kwargs": "eval",
+    "algorithm.adv_estimator": "algorithm",
+    "data.train_batch_size": "batch",
+    "trainer.test_freq": "eval.every",
+    "trainer.total_training_steps": "steps",
+}
+"""What has an option of the stage: path in verl's configuration -> that option."""
+FIXED = (
+    "actor_rollout_ref.model.external_lib", "actor_rollout_ref.rollout.agent.agent_loop_config_path",
+    "actor_rollout_ref.rollout.agent.default_agent_loop", "data.train_files", "data.val_files",
+    "ray_kwargs.ray_init._temp_dir", "ray_kwargs.ray_init.address", "trainer.default_local_dir", "trainer.logger",
+    "trainer.resume_mode", "trainer.resume_from_path", "trainer.use_v1", "trainer.val_before_train",
+    "trainer.total_epochs", "trainer.nnodes",
+)  # fmt: skip
+"""What is decided by how the stage runs verl."""
+_FREE = ("override_config", "engine_kwargs", "ray_init", "sampler_kwargs", "runtime_env", "override_optimizer_config")
+"""Blocks that verl hands on to others: any key may stand in them."""
+_LONGEST = 8192
+"""Tokens of prompt and answer where neither role nor checkpoint says fewer."""
+_TOKENS_A_PASS = 16384
+
+
+@lru_cache(maxsize=1)
+def verl_defaults() -> Tree:
+    """verl's configuration with its defaults; empty if verl is not installed."""
+    spec = importlib.util.find_spec("verl")
+    if spec is None or not spec.submodule_search_locations:
+        return {}
+    path = Path(spec.submodule_search_locations[0]) / "trainer" / "config" / "_generated_ppo_trainer.yaml"
+    return dict(yaml.safe_load(path.read_text("utf-8"))) if path.is_file() else {}
+
+
+def problems(given: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with a ``verl:`` block: keys that verl has not, and what the stage itself decides."""
+    defaults = verl_defaults()
+    if defaults:
+        yield from _unknown(given, defaults, ())
+
+
+def _unknown(given: Mapping[str, Any], known: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+    for name, value in given.items():
+        here = (*path, str(name))
+        dotted = ".".join(here)
+        if dotted in OURS:
+            yield f"verl.{dotted}: is said by the stage's option `{OURS[dotted]}`"
+        elif dotted in FIXED:
+            yield f"verl.{dotted}: is decided by how the stage runs verl"
+        elif str(name).startswith("+"):
+            continue
+        elif name not in known:
+            hint = did_you_mean(str(name), [key for key in known if key != "_target_"])
+            yield f"verl.{dotted}: verl has no such key; {hint or 'one that its files do not name begins with +'}"
+        elif isinstance(known[name], Mapping) and not isinstance(value, Mapping):
+            yield f"verl.{dotted}: is a block of keys: {', '.join(list(known[name])[:4])}, ..."
+        elif isinstance(value, Mapping) and isinstance(known[name], Mapping) and name not in _FREE and known[name]:
+            yield from _unknown(value, known[name], here)
+
+
+def configuration(config: GrpoConfig, role: ModelConfig, base: Path, gpus: int) -> Tree:
+    """All that the stage says to verl, but where things lie. ``gpus`` is 0 on a machine without."""
+    estimator = "gae" if config.algorithm == "ppo" else config.algorithm
+    context = tokens_of_context(role, base)
+    longest = min(config.sampling.max_tokens or role.max_tokens or context // 2, context - 1)
+    weighed = config.loss == "per_rollout_mean"
+    optimizer = {
+        "lr": config.lr, "lr_warmup_steps": config.warmup, "lr_scheduler_type": "cosine", "min_lr_ratio": 0.1,
+        "weight_decay": 0.0, "betas": [0.9, 0.98], "clip_grad": config.max_grad_norm,
+    }  # fmt: skip
+    tree: Tree = {
+        "algorithm": {"adv_estimator": estimator},
+        "data": {
+            "train_batch_size": config.batch, "max_prompt_length": context - longest, "max_response_length": longest,
+            "dataloader_num_workers": 0, "shuffle": False, "validation_shuffle": False,
+            "filter_overlong_prompts": False,
+        },
+        "actor_rollout_ref": {
+            "model": {"path": str(base)},
+            "actor": {
+                "strategy": "fsdp2", "optim": optimizer, "grad_clip": config.max_grad_norm,
+                "ppo_mini_batch_size": config.batch, "use_dynamic_bsz": True,
+                "ppo_max_token_len_per_gpu": max(_TOKENS_A_PASS, context),
+                "loss_agg_mode": "seq-mean-token-mean" if weighed else "token-mean",
+                "policy_loss": {"loss_mode": LOSS if weighed else "vanilla"},
+                "use_kl_loss": config.kl.coef > 0, "kl_loss_coef": config.kl.coef,
+                "checkpoint": {"save_contents": ["model", "optimizer", "extra", "hf_model"]},
+            },
+            "rollout": {
+                "name": "vllm" if gpus else ROLLOUT, "mode": "async", "n": config.group_size,
+                "temperature": config.sampling.temperature, "max_model_len": context,
+                "tensor_model_parallel_size": 1, "calculate_log_probs": True,
+                "agent": {"num_workers": 2 if gpus else 1, "default_agent_loop": "lightningrun"},
+                "val_kwargs": {"n": config.eval.samples},
+            },
+        },
+        "reward": {"num_workers": 1},
+        "transfer_queue": {"backend": {"SimpleStorage": {"num_data_storage_units": 2 if gpus else 1}}},
+        "trainer": {
+            "n_gpus_per_node": max(1, gpus), "nnodes": 1, "device": "cuda" if gpus else "cpu",
+            "total_training_steps": config.steps, "total_epochs": 1, "val_before_train": True,
+            "test_freq": config.eval.every, "save_freq": config.eval.every, "max_actor_ckpt_to_keep": 2,
+            "max_critic_ckpt_to_keep": 2, "resume_mode": "auto", "logger": ["file"], "project_name": "lightningrun",
+            "experiment_name": "verl_grpo",
+        },
+    }  # fmt: skip
+    if estimator == "gae":
+        tree["critic"] = {
+            "strategy": "fsdp2", "model": {"path": str(base)}, "optim": optimizer, "grad_clip": config.max_grad_norm,
+            "use_dynamic_bsz": True, "ppo_max_token_len_per_gpu": max(_TOKENS_A_PASS, context),
+        }  # fmt: skip
+    if config.lora is not None:
+        model = {"lora_rank": config.lora.rank, "lora_alpha": config.lora.alpha}
+        tree["actor_rollout_ref"]["model"] |= model
+    if not gpus:
+        _merge(tree, _on_the_cpu(estimator == "gae"))
+    _merge(tree, config.verl)
+    return tree
+
+
+def _on_the_cpu(critic: bool) -> Tree:
+    """No compiler, no flash attention, no bfloat16."""
+    plain = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
+    engine = {"model_dtype": "fp32", "dtype": "float32", "use_torch_compile": False, "mixed_precision": plain}
+    model = {
+        "use_remove_padding": False, "enable_gradient_checkpointing": False,
+        "override_config": {"attn_implementation": "sdpa"},
+    }  # fmt: skip
+    actor = {"fsdp_config": engine, "use_torch_compile": False}
+    tree: Tree = {
+        "actor_rollout_ref": {
+            "model": {**model, "lora": {"merge": True}},
+            "actor": actor,
+            "ref": actor,
+            "rollout": {"free_cache_engine": False, "dtype": "float32"},
+        },
+        "ray_kwargs": {
+            "ray_init": {"num_cpus": 8, "num_gpus": 1, "include_dashboard": False, "object_store_memory": 256 << 20}
+        },
+    }
+    return {**tree, "critic": {"model": model, "fsdp": engine}} if critic else tree
+
+
+def tokens_of_context(role: ModelConfig, base: Path) -> int:
+    """Tokens that a prompt and its answer may have together."""
+    known = json.loads((base / "config.json").read_text("utf-8")).get("max_position_embeddings") or _LONGEST
+    return min(role.context or _LONGEST, int(known))
+
+
+def _merge(tree: Tree, given: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        name = str(name).lstrip("+")
+        if isinstance(value, Mapping) and isinstance(tree.get(name), dict):
+            _merge(tree[name], value)
+        else:
+            tree[name] = _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """Without Hydra's signs for new keys."""
+    if isinstance(value, Mapping):
+        return {str(name).lstrip("+"): _plain(inner) for name, inner in value.items()}
+    return value

@@ -1,0 +1,259 @@
+"""The stage with verl's own trainer: verl decides when rollouts are wanted and what is learned from them, we run the
+agent, judge the weights, keep the best and see that the trainer lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import math
+import shutil
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from lightningrun.errors import StageFailed
+from lightningrun.files import commit_folder, disk_errors, write_atomic
+from lightningrun.models.local.folder import TOKENIZER_FILES
+from lightningrun.stages.base import StageContext
+from lightningrun.stages.statistics import mean
+from lightningrun.stages.training_thread import in_thread, told_until
+from lightningrun.stages.verl_grpo.batch import Batch
+from lightningrun.stages.verl_grpo.cluster import settings
+from lightningrun.stages.verl_grpo.cluster.hub import Hub
+from lightningrun.stages.verl_grpo.cluster.policy import RemoteEngine
+from lightningrun.stages.verl_grpo.cluster.trainer import Trainer
+from lightningrun.stages.verl_grpo.config import GrpoConfig, gpu_count
+from lightningrun.stages.verl_grpo.outcome import DEAD_STEPS, NOTHING_TO_LEARN, result_of
+from lightningrun.stages.verl_grpo.rows import Rows
+from lightningrun.types import StageResult, Task
+
+HEALTH = {
+    "actor/entropy": "entropy",
+    "actor/grad_norm": "grad_norm",
+    "actor/kl_loss": "kl",
+    "actor/pg_clipfrac": "clip_fraction",
+    "critic/vf_explained_var": "critic.explained_variance",
+    "critic/vf_loss": "critic.loss",
+    "training/rollout_probs_diff_mean": "probability_gap",
+    "timing_s/step": "step_s",
+    "timing_s/gen": "rollouts_s",
+    "timing_s/update_actor": "update_s",
+    "timing_s/update_weights": "weights_s",
+}
+"""verl's names of what is forwarded -> ours."""
+_LOOK_S = 0.2
+
+
+@dataclass(slots=True)
+class Story:
+    """What came of each step; written again and again, so that telling a step twice changes nothing."""
+
+    rewards: dict[int, float] = field(default_factory=dict)
+    tokens: dict[int, float] = field(default_factory=dict)
+    alive: dict[int, bool] = field(default_factory=dict)
+    """Whether there was anything to learn."""
+    judged: dict[int, float] = field(default_factory=dict)
+    """The mean reward on ``eval.split`` after so many steps."""
+    cpu_s: float = 0.0
+
+    @property
+    def best_step(self) -> int:
+        return min(self.judged, key=lambda step: (-round(self.judged[step], 12), step))
+
+    @property
+    def dead(self) -> int:
+        """Steps at the end without anything to learn."""
+        alive = [step for step, live in self.alive.items() if live]
+        return max(self.alive, default=0) - max(alive, default=0)
+
+    @classmethod
+    def load(cls, path: Path) -> Story:
+        if not path.is_file():
+            return cls()
+        told = json.loads(path.read_text("utf-8"))
+        by_step = {name: {int(step): value for step, value in told[name].items()} for name in told if name != "cpu_s"}
+        return cls(**by_step, cpu_s=told["cpu_s"])
+
+
+class RayTraining:
+    """One run of the stage."""
+
+    def __init__(self, ctx: StageContext, base: Path) -> None:
+        self._ctx = ctx
+        self._config: GrpoConfig = ctx.config
+        self._base = base
+        self._gpus = gpu_count()
+        self._checkpoints = ctx.work / "verl"
+        self._best = ctx.work / "best"
+        self._log = ctx.work / "verl.log"
+        self._story_file = ctx.work / "story.json"
+        self._story = Story.load(self._story_file)
+        self._health: dict[int, dict[str, float]] = {}
+        self._told = told_until(ctx)
+        self._alive = time.monotonic()
+        self._spent_before = self._story.cpu_s
+        self._over = False
+        self._crowded = False
+
+    async def run(self) -> StageResult:
+        """Raises StageFailed (the trainer ended or hung, nothing to learn), and what rollouts raise."""
+        ctx, config = self._ctx, self._config
+        role = ctx.recipe.models[config.policy]
+        rows = self._rows()
+        tree = settings.configuration(config, role, self._base, self._gpus)
+        engine = RemoteEngine(self._base, settings.tokens_of_context(role, self._base), seeded=not self._gpus)
+        engine.answered = self._sign_of_life
+        self._hub = Hub(ctx, engine, rows, self._trained, self._evaluated)
+        self._trainer = trainer = Trainer(self._log)
+        judged = ctx.data.splits[config.eval.split].tasks
+        try:
+            with disk_errors(trainer.folder):
+                trainer.write(tree, {"train": rows, "eval": judged}, self._checkpoints)
+            async with self._hub.listening(trainer.socket):
+                keys = [model.api_key_env for model in ctx.recipe.models.values() if model.api_key_env]
+                trainer.start("cuda" if self._gpus else "cpu", keys)
+                await self._until_the_end()
+        finally:
+            await asyncio.shield(trainer.end())
+        return self._result()
+
+    def _rows(self) -> list[Task]:
+        """Whose rollouts each step wants, one step after the other: as the other backend draws them."""
+        drawn = Rows(self._ctx.data.splits[self._config.split].tasks, self._ctx.seed, 0)
+        return [row for _ in range(self._config.steps) for row in drawn.take(self._config.batch)]
+
+    async def _until_the_end(self) -> None:
+        """Until verl's trainer ends, or something ends it. Raises why, if it was not done."""
+        serving = asyncio.create_task(self._hub.run())
+        try:
+            while self._trainer.status is None and not self._over:
+                await asyncio.wait([serving], timeout=_LOOK_S)
+                if serving.done():
+                    serving.result()
+                self._tell()
+                self._check_life()
+        finally:
+            serving.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([serving])
+        self._tell()
+        if not self._over and (self._trainer.status or max(self._story.alive, default=0) < self._config.steps):
+            raise self._trainer.failure()
+
+    # Whether it lives
+
+    def _sign_of_life(self) -> None:
+        self._alive = time.monotonic()
+
+    def _check_life(self) -> None:
+        silent_s = time.monotonic() - self._alive
+        if silent_s > self._config.watchdog_s:
+            raise StageFailed(
+                f"verl's trainer gave no sign of life for {silent_s:.0f} s (watchdog_s: {self._config.watchdog_s:g})",
+                hint=f"what it said last is in {self._log}; `resume` goes on from its last checkpoint",
+            )
+
+    # What the hub tells
+
+    def _trained(self, step: int, batch: Batch, health: dict[str, float]) -> None:
+        story = self._story
+        story.rewards[step], story.tokens[step] = health["reward"], health["tokens"]
+        story.alive[step] = health["live"] > 0
+        self._health[step] = health
+        self._sign_of_life()
+        wanted = self._config.batch * self._config.group_size
+        if self._hub.sequences > wanted and not self._crowded:
+            self._crowded = True
+            self._ctx.warn(
+                f"{wanted} rollouts made {self._hub.sequences} sequences, because the agent rewrites its history: verl "
+                f"makes an update of the weights for each {wanted} of them"
+            )
+        if story.dead >= DEAD_STEPS:
+            if not any(story.alive.values()):
+                raise StageFailed(
+                    f"in {DEAD_STEPS} steps all rollouts of every row earned the same: nothing can be learned from "
+                    "that",
+                    hint=NOTHING_TO_LEARN,
+                )
+            self._ctx.info(f"stopped at step {step}: all rollouts of every row earn the same by now")
+            self._over = True
+
+    async def _evaluated(self, step: int, reward: float) -> None:
+        self._story.judged[step] = reward
+        self._sign_of_life()
+        if step and self._story.best_step == step:
+            made = self._checkpoints / f"global_step_{step}" / "actor" / "huggingface"
+            await in_thread(lambda: self._keep(made, {"step": step, "reward": reward}))
+        self._save()
+
+    def _keep(self, made: Path, facts: dict[str, object]) -> None:
+        """Copy a checkpoint of verl's to ``best``: it deletes old ones. The tokenizer is the one that we began with."""
+        building = self._best.with_name(".best")
+        shutil.rmtree(building, ignore_errors=True)
+        with disk_errors(building):
+            building.mkdir()
+            for path in made.iterdir():
+                if path.suffix == ".safetensors" or path.name in _DESCRIBES:
+                    shutil.copy2(path, building / path.name)
+            for name in TOKENIZER_FILES:
+                if (self._base / name).is_file():
+                    shutil.copy2(self._base / name, building / name)
+        shutil.rmtree(self._best, ignore_errors=True)
+        commit_folder(building, self._best, facts)
+
+    # What verl tells
+
+    def _tell(self) -> None:
+        for step, data in self._trainer.new_metrics():
+            self._sign_of_life()
+            values = {**self._health.pop(step, {})}
+            values |= {ours: data[name] for name, ours in HEALTH.items() if name in data}
+            if "grad_norm" in values and not math.isfinite(values["grad_norm"]):
+                raise StageFailed(
+                    f"the gradient became {values['grad_norm']} at step {step}",
+                    hint="a smaller `lr`; the best checkpoint so far is kept",
+                )
+            if "tokens" in values and values.get("step_s"):
+                values["tokens_per_s"] = values["tokens"] / values["step_s"]
+            if step in self._story.judged:
+                values["val.reward"] = self._story.judged[step]
+                values["val.best"] = max(value for at, value in self._story.judged.items() if at <= step)
+            self._story.cpu_s = self._spent_before + self._trainer.cpu_s()
+            values["cpu_s"] = round(self._story.cpu_s, 3)
+            self._save()
+            if step > self._told:
+                self._told = step
+                self._ctx.journal.emit("metric", stage=self._ctx.stage, step=step, values=values)
+
+    def _save(self) -> None:
+        write_atomic(self._story_file, json.dumps(asdict(self._story)))
+
+    # The end
+
+    def _result(self) -> StageResult:
+        story, config = self._story, self._config
+        target = self._ctx.outputs / "model"
+        best = story.best_step
+        if best:
+            shutil.copytree(self._best, target)
+        else:
+            self._keep(self._base, {"step": 0, "reward": story.judged[0]})
+            shutil.copytree(self._best, target)
+        tail = [story.rewards[step] for step in sorted(story.rewards)][-10:]
+        return result_of(
+            self._ctx,
+            {
+                "reward": story.judged[best],
+                "reward_start": story.judged.get(0),
+                "best_step": best,
+                "steps": max(story.alive, default=config.steps),
+                "train_reward": mean(tail) if tail else None,
+                "tokens": int(sum(story.tokens.values())),
+                "cpu_s": round(story.cpu_s, 3),
+            },
+        )
+
+
+_DESCRIBES = ("config.json", "generation_config.json", "model.safetensors.index.json")
