@@ -118,7 +118,10 @@ def tree(rollout: Rollout, calls: Sequence[LLMCall], spans: Sequence[AgentSpan] 
 
 
 def words(node: Node) -> tuple[str, str]:
-    """What a node was asked and what it said, as text: of a call, its last message and the answer."""
+    """What a node was asked and what it said, as text: of a call, its last message and the answer. Nothing of a step
+    between, whose whole state frameworks tell, and of a framework's own word on a call that we have."""
+    if node.kind == "step" or (node.kind == "llm" and any(child.call is not None for child in node.children)):
+        return "", ""
     if node.call is None:
         asked = node.asked.get("question") if isinstance(node.asked, Mapping) and "task" in node.asked else node.asked
         return _text(asked), _text(node.said)
