@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -72,6 +73,7 @@ class Plant:
         """The rollout engine of one stage. ``memo`` holds the rollouts that an earlier process finished, ``policy``
         is the role that answers the agent.
 
+        gc.freeze()  # what is loaded by now stays, and need not be searched for garbage while rollouts run
         Agents are seeded by the recipe, not by the stage, so that equal rollouts of two stages meet equal luck.
         """
         return RolloutEngine(

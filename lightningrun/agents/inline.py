@@ -1,9 +1,9 @@
 """``isolation: inline``: the agent in the runner's own process, for trusted light agents.
 
-Async functions share the runner's event loop; each sync call has a thread. Each rollout has a url of its own, which
-the agent must take from ``llm``. Limits that process isolation has not: a sync function cannot be killed, so after
-a timeout its thread goes on until it returns; an agent that blocks the loop, exits the process or eats memory does that
-to the run; the environment is the runner's, keys included.
+Async functions share the runner's event loop; each sync call has a thread, which later calls use again. Each rollout
+has a url of its own, which the agent must take from ``llm``. Limits that process isolation has not: a sync function
+cannot be killed, so after a timeout its thread goes on until it returns; an agent that blocks the loop, exits the
+process or eats memory does that to the run; the environment is the runner's, keys included.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import json
 import shutil
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,6 +22,7 @@ from lightningrun.agents import calling
 from lightningrun.agents.jobs import AgentJob, Bind, Endpoint, Outcome, RewardJob
 from lightningrun.agents.slot import available
 from lightningrun.agents.slots import SlotKind
+from lightningrun.agents.threads import Threads
 from lightningrun.errors import UsageError
 
 
@@ -36,6 +36,7 @@ class InlinePool:
         self._endpoint = endpoint
         self._free = asyncio.Semaphore(size)
         self._free_reward = asyncio.Semaphore(size)
+        self._threads = Threads("lightningrun-inline")
 
     async def start(self) -> None:
         if "" not in sys.path and "." not in sys.path:
@@ -56,7 +57,7 @@ class InlinePool:
             )
 
     async def close(self) -> None:
-        """Nothing to end: threads of hung sync functions are daemons."""
+        self._threads.close()
 
     async def _do(
         self,
@@ -78,7 +79,7 @@ class InlinePool:
         started = time.perf_counter()
         bind(url_id)
         try:
-            call = _caught(function, available(message, kind.args, llm, workdir), encode)
+            call = self._caught(function, available(message, kind.args, llm, workdir), encode)
             result, error, bad = await asyncio.wait_for(call, timeout_s)
         except asyncio.TimeoutError:
             return Outcome("timeout", None, f"no answer within {timeout_s:g} s", time.perf_counter() - started)
@@ -88,6 +89,18 @@ class InlinePool:
                 shutil.rmtree(path, ignore_errors=True)
         kind_of_end = "bad_output" if bad else "raised" if error else "ok"
         return Outcome(kind_of_end, json.loads(result), error, time.perf_counter() - started)
+
+    async def _caught(
+        self, function: calling.Function, names: Mapping[str, Any], encode: Callable[[Any], str]
+    ) -> tuple[str, str, bool]:
+        """(JSON text, error, whether the output was bad): an agent's SystemExit must not reach the runner's loop."""
+        try:
+            result = function(names) if function.is_async else await _in_thread(self._threads, function, names)
+            return encode(await result if inspect.isawaitable(result) else result), "", False
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            return "null", calling.explain(error), isinstance(error, calling.BadOutput)
 
 
 def _load(kind: SlotKind) -> calling.Function:
@@ -99,21 +112,8 @@ def _load(kind: SlotKind) -> calling.Function:
         ) from error
 
 
-async def _caught(
-    function: calling.Function, names: Mapping[str, Any], encode: Callable[[Any], str]
-) -> tuple[str, str, bool]:
-    """(JSON text, error, whether the output was bad): an agent's SystemExit must not reach the runner's loop."""
-    try:
-        result = function(names) if function.is_async else await _in_thread(function, names)
-        return encode(await result if inspect.isawaitable(result) else result), "", False
-    except asyncio.CancelledError:
-        raise
-    except BaseException as error:
-        return "null", calling.explain(error), isinstance(error, calling.BadOutput)
-
-
-async def _in_thread(function: calling.Function, names: Mapping[str, Any]) -> Any:
-    """Call a sync function in a daemon thread of its own: one that never returns blocks neither others nor exit."""
+async def _in_thread(threads: Threads, function: calling.Function, names: Mapping[str, Any]) -> Any:
+    """Call a sync function in a thread of its own: one that never returns blocks neither others nor exit."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
 
@@ -133,7 +133,7 @@ async def _in_thread(function: calling.Function, names: Mapping[str, Any]) -> An
         except RuntimeError:
             pass  # the loop is closed: nobody waits any more
 
-    threading.Thread(target=work, name="lightningrun-inline", daemon=True).start()
+    threads.start(work)
     result, error = await future
     if error is not None:
         raise error

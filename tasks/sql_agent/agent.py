@@ -5,9 +5,11 @@ It knows nothing of lightningrun; any OpenAI-compatible endpoint will do.
 
 from __future__ import annotations
 
+import threading
 from functools import lru_cache
 from typing import Any
 
+from httpx import create_ssl_context
 from openai import DefaultHttpxClient, OpenAI
 
 from tasks.sql_agent.database import Database, QueryError
@@ -15,6 +17,9 @@ from tasks.sql_agent.tools import extract_sql
 
 MAX_RETRIES = 2
 MAX_ROWS_RETURNED = 20
+
+_CERTIFICATES = create_ssl_context()  # read once: 20 ms
+_kept = threading.local()
 
 
 def answer(question: str, prompts: dict[str, str], llm: dict[str, Any], database: str) -> dict[str, Any]:
@@ -73,9 +78,11 @@ def _client(base_url: str, api_key: str) -> OpenAI:
     return OpenAI(base_url=base_url, api_key=api_key, max_retries=0, http_client=_connections())
 
 
-@lru_cache(maxsize=1)
 def _connections() -> DefaultHttpxClient:
-    return DefaultHttpxClient()
+    """A thread's own: a set that hundreds of threads share looks through all its connections for every question."""
+    if not hasattr(_kept, "connections"):
+        _kept.connections = DefaultHttpxClient(verify=_CERTIFICATES)
+    return _kept.connections
 
 
 @lru_cache(maxsize=8)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import time
 from collections.abc import AsyncGenerator, Mapping
 from functools import lru_cache
@@ -89,6 +90,7 @@ class LocalProvider:
                     max_batch=config.max_batch,
                     context=config.context,
                 )
+                gc.freeze()  # torch and the weights stay: to look through them for garbage takes half a second
             return self._engine
 
     async def update_weights(self, source: Decoder | Mapping[str, Tensor], label: str = "") -> str:
