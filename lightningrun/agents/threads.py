@@ -38,7 +38,7 @@ class Threads:
             self._idle.pop().put(None)
 
     def _serve(self, todo: SimpleQueue[Work | None]) -> None:
-        while (work := todo.get()) is not None and not self._closed:
+        while not self._closed and (work := todo.get()) is not None:
             work()
             del work  # what it holds is not to be kept until the next
             self._idle.append(todo)
