@@ -62,12 +62,17 @@ def build(
 
 
 def _spans(id: str, root: Node, about: Mapping[str, Json]) -> Iterator[Span]:
-    """Ours are numbered from the root on; those of the agent's framework keep their ids."""
+    """Ids of ours are made from the trace's, so that a repeat overwrites; the framework's spans keep theirs."""
     ids: dict[Node, bytes] = {}
     parents = {child: node for _, node in root.walk() for child in node.children}
     for number, (_, node) in enumerate(root.walk(), start=1):
-        ids[node] = bytes.fromhex(node.span.id) if node.span is not None else number.to_bytes(8, "big")
-        yield _span(id, ids[node], ids.get(parents.get(node, node)), node, about if node is root else {})
+        ids[node] = bytes.fromhex(node.span.id) if node.span is not None else _id(id, number)
+        parent = ids[parents[node]] if node is not root else None
+        yield _span(id, ids[node], parent, node, about if node is root else {})
+
+
+def _id(trace: str, number: int) -> bytes:
+    return hashlib.sha256(f"{trace}/{number}".encode()).digest()[:8]
 
 
 def _attributes(node: Node) -> dict[str, Json]:
