@@ -1,15 +1,26 @@
 #!/usr/bin/env bash
 # scripts/example-env.sh NAME: the environment of examples/NAME, at .venv-examples/NAME: its framework and nothing of ours.
 # Does nothing where it is there and requirements.txt has not changed. PYTHON= names the interpreter (default: .venv's).
+# An example with a package.json gets its packages by npm, beside its program; one with neither needs none.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 name=${1:?usage: scripts/example-env.sh NAME, a folder of examples/}
 listed=examples/$name/requirements.txt
 place=.venv-examples/$name
-if [ ! -f "$listed" ]; then
-    echo "error: there is no $listed" >&2
+if [ ! -d "examples/$name" ]; then
+    echo "error: there is no examples/$name" >&2
     exit 2
+fi
+if [ -f "examples/$name/package.json" ]; then
+    if ! command -v npm >/dev/null; then
+        echo "error: $name needs Node.js with npm: scripts/install-system.sh installs them on Debian" >&2
+        exit 2
+    fi
+    npm install --prefix "examples/$name" --no-package-lock --no-audit --no-fund --loglevel=error
+fi
+if [ ! -f "$listed" ]; then
+    exit 0
 fi
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 # The stamp holds what was installed for whom: another Python or another requirement makes the environment anew.

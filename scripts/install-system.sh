@@ -1,11 +1,16 @@
 #!/usr/bin/env bash
-# System packages that the tests use beyond Python itself: git (provenance of runs), and chromium where a test looks at
-# pages that a person would see. Does nothing where all is there, and says so politely where it may not install.
+# System packages that the tests use beyond Python itself: git (provenance of runs), chromium where a test looks at
+# pages that a person would see, and what the examples in JavaScript and shell are run by. Does nothing where all is
+# there, and says so politely where it may not install.
 set -euo pipefail
 
 missing=()
 command -v git >/dev/null || missing+=(git)
 command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || missing+=(chromium)
+command -v npm >/dev/null || missing+=(nodejs npm)
+for program in curl jq sqlite3; do
+    command -v "$program" >/dev/null || missing+=("$program")
+done
 
 if [ ${#missing[@]} -eq 0 ]; then
     exit 0

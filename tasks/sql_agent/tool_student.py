@@ -8,10 +8,12 @@ such a tool is answered at once. A pure function of the request.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 from tasks.sql_agent.simulation import student as answer_at_once
@@ -63,6 +65,11 @@ def _tried(messages: list[dict[str, Any]], name: str) -> Iterator[tuple[str, str
             if call["function"]["name"] == name and call["id"] in results:
                 arguments = json.loads(call["function"]["arguments"] or "{}")
                 yield str(next(iter(arguments.values()), "")), results[call["id"]]
+    for message, result in pairwise(messages):  # or it is told of its calls in words: smolagents
+        if message.get("role") == "assistant" and (said := _text(message)).startswith("Calling tools:"):
+            for call in ast.literal_eval(said[said.index("[") :]):
+                if call["function"]["name"] == name:
+                    yield str(next(iter(call["function"]["arguments"].values()), "")), _text(result)
 
 
 def _conversation(
