@@ -403,9 +403,11 @@ def _model_facts(model: ModelConfig, root: Path) -> dict[str, Json]:
     facts = {name: dumped[name] for name in _MODEL_KEY_FIELDS}
     if model.provider == "python":
         facts["sources"] = _sources(model.name, (), root)
-    if model.provider == "local":
+    if model.provider in ("local", "vllm"):
         facts |= {name: dumped[name] for name in ("dtype", "context")}
-        if not is_output(model.name):
+        if model.provider == "vllm":
+            facts["server"] = model.server.args if model.server else []
+        if not is_output(model.name) and model.base_url is None:
             facts["weights"] = content_digest(find(model.name))
     return facts
 

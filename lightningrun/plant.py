@@ -52,7 +52,13 @@ class Plant:
         recipe, environ = prepared.recipe, prepared.environ
         limits = Limits(recipe.budget.max_llm_calls, recipe.budget.max_cost_usd)
         mask = masker.mask
-        service = ModelService(recipe.models, folder.calls, environ=environ, seed=recipe.seed, limits=limits, mask=mask)
+
+        def say(text: str) -> None:
+            journal.emit("log", level="info", message=text)
+
+        service = ModelService(
+            recipe.models, folder.calls, environ=environ, seed=recipe.seed, limits=limits, mask=mask, say=say
+        )
         if service.damaged is not None:
             text = f"the call log was damaged; the whole file is kept as {service.damaged.name}, its good part is used"
             journal.emit("log", level="warning", message=text)
@@ -67,13 +73,13 @@ class Plant:
         except BaseException:
             await plant.close()
             raise
+        gc.freeze()  # what is loaded by now stays, and need not be searched for garbage while rollouts run
         return plant
 
     def engine(self, stage: str, memo: Mapping[str, Rollout], policy: str = "policy") -> RolloutEngine:
         """The rollout engine of one stage. ``memo`` holds the rollouts that an earlier process finished, ``policy``
         is the role that answers the agent.
 
-        gc.freeze()  # what is loaded by now stays, and need not be searched for garbage while rollouts run
         Agents are seeded by the recipe, not by the stage, so that equal rollouts of two stages meet equal luck.
         """
         return RolloutEngine(

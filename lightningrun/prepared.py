@@ -94,7 +94,7 @@ class Prepared:
                 problems += [self.loaded.problem(f"stages.{stage}", f"{stage}: {text}") for text in forecast.errors]
                 warnings += [f"{stage}: {text}" for text in forecast.warnings]
         if problems:
-            raise RecipeError(problems)
+            raise RecipeError([*problems, *report.missing])
         if lacking:
             raise Missing("\n".join(lacking))
         return warnings

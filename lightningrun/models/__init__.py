@@ -15,6 +15,7 @@ PROVIDERS: dict[str, str] = {
     "litellm": "lightningrun.models.litellm_sdk:LiteLLM",
     "python": "lightningrun.models.python_function:PythonFunction",
     "local": "lightningrun.models.local.provider:LocalProvider",
+    "vllm": "lightningrun.models.vllm.provider:VllmProvider",
 }
 """Provider -> where its class is; each is imported only when a recipe uses it."""
 

@@ -46,10 +46,16 @@ class ModelService:
         seed: int = 0,
         limits: Limits = Limits(),  # noqa: B008 - frozen
         mask: Callable[[str], str] | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Build every provider and read ``calls_path`` back. Raises Missing, UsageError."""
+        """Build every provider and read ``calls_path`` back. ``say`` is told of the progress of servers that are
+        started. Raises Missing, UsageError.
+        """
         self.roles = {name: Role(name, config, build(config, environ, name), seed) for name, config in models.items()}
         self._by_model = {role.config.name: role for role in reversed(self.roles.values())}
+        for role in self.roles.values():
+            if (attend := getattr(role.provider, "attend", None)) is not None:
+                attend(calls_path.parent / "logs", say)
         secrets = [role.provider.secret for role in self.roles.values()]
         self._log = CallLog(calls_path, secrets, mask)
         self.damaged = self._log.damaged
@@ -149,6 +155,18 @@ class ModelService:
                 where=f"models.{role}.provider",
                 hint="provider: local can; or name no `model` among the stage's inputs",
             )
+
+    async def ready(self, role: str) -> None:
+        """Wait until ``role`` can answer, where that takes longer than an agent would wait. Raises ModelError."""
+        ready = getattr(self.roles[role].provider if role in self.roles else None, "ready", None)
+        if ready is not None:
+            await ready()
+
+    async def rest(self, role: str) -> None:
+        """Free what ``role`` holds on the GPU, until it is asked again: the memory is wanted for training."""
+        rest = getattr(self.role_for(role, role).provider, "rest", None)
+        if rest is not None:
+            await rest()
 
     @contextlib.contextmanager
     def stand_in(self, role: str, provider: Provider) -> Iterator[None]:

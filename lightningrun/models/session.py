@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lightningrun.models.role import Role
     from lightningrun.models.service import ModelService
 
-FATAL_KINDS = frozenset({"auth", "quota", "not_found"})
+FATAL_KINDS = frozenset({"auth", "quota", "not_found", "not_served"})
 """Failures that every further call will meet too: the stage should stop at once."""
 
 
@@ -173,7 +173,7 @@ class CallSession:
         digest = role.digest(payload)
         occurrence = self._asked.get(digest, 0)
         self._asked[digest] = occurrence + 1
-        if role.config.provider in ("python", "local"):
+        if role.config.provider in ("python", "local", "vllm"):
             body["seed"] = _seed(role.seed, body.get("seed"), self.sample, occurrence)
         return PendingCall(self, role, body, payload, digest, occurrence, agent, protocol, path, span)
 

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from lightningrun.recipe.load import LoadedRecipe
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _RECIPE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PACKAGES = {
     "openai": ("aiohttp", "aiohttp"),
     "litellm": ("litellm", "litellm"),
     "local": ("torch", "'lightningrun[train]'"),
+    "vllm": ("vllm", "-c constraints-gpu.txt 'lightningrun[gpu]' on a machine with a GPU, or attach with base_url"),
 }
 """Provider -> the package it needs, and what pip installs it with."""
 
@@ -67,8 +69,11 @@ def check(
     composition = replace(loaded.composition, problems=[])
     check_callables(loaded.resolved, composition, root or Path.cwd(), set())
     check_stages(loaded.resolved, loaded.recipe.stages, specs, composition, set())
-    _check_checkpoints(loaded.recipe, specs, composition, os.environ if environ is None else environ)
-    missing = _missing(loaded.recipe, composition, os.environ if environ is None else environ)
+    environ = os.environ if environ is None else environ
+    missing = [
+        *_missing(loaded.recipe, composition, environ),
+        *_check_checkpoints(loaded.recipe, specs, composition, environ),
+    ]
     return Report(tuple(composition.problems), tuple(missing))
 
 
@@ -78,7 +83,8 @@ def _missing(recipe: Recipe, composition: Composition, environ: Mapping[str, str
             path = ("models", role, "api_key_env")
             yield composition.problem(path, f"models.{role}: {model.api_key_env} is not set", "export the key under it")
         package, distribution = _PACKAGES.get(model.provider, ("", ""))
-        if package and importlib.util.find_spec(package) is None:
+        elsewhere = model.provider == "vllm" and bool(model.base_url or (model.server and model.server.command))
+        if package and not elsewhere and importlib.util.find_spec(package) is None:
             path = ("models", role, "provider")
             yield composition.problem(path, f"models.{role}: {package} is not installed", f"pip install {distribution}")
     for stage, config in recipe.stages.items():
@@ -91,8 +97,10 @@ def _missing(recipe: Recipe, composition: Composition, environ: Mapping[str, str
         yield composition.problem(("agent", "command"), f"agent.command: there is no program '{command[0]}'")
 
 
-def _check_checkpoints(recipe: Recipe, specs: Specs, composition: Composition, environ: Mapping[str, str]) -> None:
-    """Local models are on disk, or a stage makes them."""
+def _check_checkpoints(
+    recipe: Recipe, specs: Specs, composition: Composition, environ: Mapping[str, str]
+) -> Iterator[Problem]:
+    """Models that are served here are on disk, or a stage makes them. Yields those that must be downloaded first."""
     made = [
         f"{stage}.{output}"
         for stage, config in recipe.stages.items()
@@ -103,11 +111,15 @@ def _check_checkpoints(recipe: Recipe, specs: Specs, composition: Composition, e
     home = Path(environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
     hub = Path(environ.get("HF_HUB_CACHE") or home / "hub")
     for role, model in recipe.models.items():
-        if model.provider != "local" or model.name in made:
+        if model.provider not in ("local", "vllm") or model.base_url or model.name in made:
             continue
         folder = Path(model.name).expanduser()
         cached = hub / f"models--{model.name.replace('/', '--')}" / "snapshots"
         if (folder / "config.json").is_file() or (model.name.count("/") == 1 and cached.is_dir()):
+            continue
+        if _HUB_ID.fullmatch(model.name) and not folder.parent.exists():
+            message = f"models.{role}.name: {model.name} is not on this machine"
+            yield composition.problem(("models", role, "name"), message, f"hf download {model.name}")
             continue
         message = f"models.{role}.name: {model.name!r} is no checkpoint"
         if folder.is_dir():

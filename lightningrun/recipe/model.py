@@ -201,13 +201,26 @@ class PriceConfig(Config):
     output_per_mtok: float = Field(ge=0)
 
 
+class ServerConfig(Config):
+    """How a vLLM server is started."""
+
+    command: list[str] = []
+    """What is started; default: the ``vllm serve`` of this interpreter. The checkpoint and options follow: for a
+    program that takes no positional argument, let it end with ``--model``."""
+    args: list[str] = []
+    """Further options of the server, last: ``[--gpu-memory-utilization, "0.8"]``."""
+    port: int | None = Field(default=None, ge=1, le=65535)
+    """null: a free one."""
+    start_timeout_s: float = Field(default=900, gt=0)
+
+
 class ModelConfig(Config):
     """What answers the chat requests of one role."""
 
-    provider: Literal["openai", "litellm", "python", "local"]
+    provider: Literal["openai", "litellm", "python", "local", "vllm"]
     name: str = Field(min_length=1)
-    """The provider's name of the model; for ``python``: ``module:callable``; for ``local``: the folder of a checkpoint,
-    a hub id that is on disk, or ``<stage>.model``."""
+    """The provider's name of the model; for ``python``: ``module:callable``; for ``local`` and ``vllm``: the folder of
+    a checkpoint, a hub id that is on disk, or ``<stage>.model``."""
     base_url: str | None = None
     api_key_env: str | None = None
     """The environment variable that holds the key. The key itself never stands in a recipe."""
@@ -227,11 +240,13 @@ class ModelConfig(Config):
     device: str = "auto"
     """For ``local``: auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """For ``local``: auto is bfloat16 on a GPU, else float32."""
+    """For ``local`` and ``vllm``: auto is bfloat16 on a GPU, else float32 (vllm: the checkpoint's own)."""
     max_batch: int = Field(default=256, ge=1)
     """For ``local``, in place of ``concurrency``: completions that are decoded together."""
     context: int | None = Field(default=None, ge=16)
-    """For ``local``: tokens of a prompt and its completion together, if fewer than the checkpoint allows."""
+    """For ``local`` and ``vllm``: tokens of a prompt and its completion together, if fewer than the checkpoint has."""
+    server: ServerConfig | None = None
+    """For ``vllm`` without ``base_url``: how its server is started."""
     price: PriceConfig | None = None
     extra: dict[str, Any] = {}
     """Further fields of the request body."""
@@ -257,8 +272,14 @@ class ModelConfig(Config):
         if self.args and self.provider != "python":
             raise ValueError(f"'args' are for provider python; for {self.provider} use 'extra'")
         remote, local = {"base_url", "api_key_env", "concurrency"}, {"device", "dtype", "max_batch", "context"}
-        if odd := sorted(self.model_fields_set & (remote if self.provider == "local" else local)):
-            raise ValueError(f"'{odd[0]}' is not for provider {self.provider}")
+        foreign = {*local, "server"}
+        if self.provider == "local":
+            foreign = {*remote, "server"}
+        elif self.provider == "vllm":
+            foreign = {"max_batch"} if self.base_url is None else foreign
+        if odd := sorted(self.model_fields_set & foreign):
+            running = " with a base_url: the server that runs decides it" if self.provider == "vllm" else ""
+            raise ValueError(f"'{odd[0]}' is not for provider {self.provider}{running}")
         if self.provider == "openai" and self.base_url is None and self.api_key_env is None:
             raise ValueError("provider openai needs 'api_key_env', or the 'base_url' of an endpoint that takes no key")
         return self

@@ -119,6 +119,7 @@ class Attempts:
 
     async def make(self, request: RolloutRequest, key: str) -> Attempt:
         """Raises what ends the stage: GatewayBypassed, BudgetReached, a fatal ModelError, StageFailed of the pool."""
+        await self._service.ready(request.role or self._policy)
         rewrites = {text: request.prompts[name] for name, text in self.baselines.items() if name in request.prompts}
         session = self._service.session(
             stage=self._stage,
@@ -161,6 +162,7 @@ class Attempts:
         trace = None
         if "trace" in wants or "**" in wants:
             trace = [trace_call(self._service.read(ref)) for ref in session.refs]
+        await self._service.ready(self._judge)
         judge = self._service.session(
             stage=self._stage, owner=f"judge:{key}", sample=request.sample, default_role=self._judge
         )

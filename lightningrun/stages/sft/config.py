@@ -86,10 +86,10 @@ def forecast(config: SftConfig, recipe: Recipe, rows: Mapping[str, int]) -> Fore
     """A rollout for each gold row, none otherwise; nothing is asked of a model that costs."""
     errors: list[str] = []
     role = recipe.models.get(config.policy)
-    if role is not None and role.provider != "local":
+    if role is not None and (role.provider not in ("local", "vllm") or role.base_url):
         errors.append(
             f"policy: models.{config.policy} is of provider {role.provider}, whose weights cannot be trained here: "
-            "name a role of provider local"
+            "name a role of provider local, or of vllm without a base_url"
         )
     if config.source == "gold" and not rows.get(config.split):
         errors.append(f"split: the task has no split {config.split!r}")

@@ -43,6 +43,7 @@ async def run(ctx: StageContext, inputs: Mapping[str, Artifact]) -> StageResult:
             "there is no demonstration to learn from",
             hint="lower `min_reward`, or see in the report why the rollouts that should be imitated failed",
         )
+    await ctx.service.rest(config.policy)
     decoder, tokenizer = _starting_point(ctx, inputs, chats)
     examples, too_long = encode(chats, tokenizer, decoder.shape.context)
     if too_long:

@@ -159,6 +159,8 @@ def ray_problems(config: GrpoConfig) -> Iterator[str]:
         yield "resample: on backend ray it is verl that replaces such rows: verl.algorithm.filter_groups.enable"
     if config.rest:
         yield "rest: does nothing on backend ray"
+    if config.lora is not None and config.lora.alpha % 1:
+        yield "lora.alpha: verl takes whole numbers"
     if config.loss == "per_rollout_mean" and config.verl.get("algorithm", {}).get("rollout_correction"):
         yield "verl.algorithm.rollout_correction: goes with loss: token_mean only; both weigh tokens"
     yield from settings.problems(config.verl)
@@ -170,11 +172,13 @@ def forecast(config: GrpoConfig, recipe: Recipe, rows: Mapping[str, int]) -> For
     warnings: list[str] = []
     role = recipe.models.get(config.policy)
     backend = backend_of(config)
-    if role is not None and role.provider != "local":
+    if role is not None and role.provider != "local" and (role.provider != "vllm" or role.base_url):
         errors.append(
             f"policy: models.{config.policy} is of provider {role.provider}, whose weights cannot be trained here: "
-            "name a role of provider local"
+            "name a role of provider local, or of vllm without a base_url"
         )
+    elif role is not None and role.provider == "vllm" and backend == "inproc":
+        errors.append(f"backend: inproc trains what provider local serves; for models.{config.policy} take ray")
     have = rows.get(config.split, 0)
     if not have:
         errors.append(f"split: the task has no split {config.split!r}")
