@@ -59,7 +59,7 @@ class Run:
         """What the agent's model was asked in a stage, and what it answered."""
         return [call for call in self.records("calls.jsonl") if call.get("stage") == stage and call["role"] == "policy"]
 
-    def must_have_improved(self, *, by: float = 0.1, tools: bool = True, rollouts_in_all: int = 120) -> None:
+    def must_have_improved(self, *, by: float = 0.1, tools: bool = True) -> None:
         """Better than at first by a prompt that was put in the place of the built-in one; every rollout seen."""
         rollouts = self.rollouts()
         assert len(rollouts) >= 60

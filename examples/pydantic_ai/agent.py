@@ -1,0 +1,29 @@
+"""A SQL agent in Pydantic AI: the model calls a tool that runs its query, until the query is right."""
+
+from pydantic_ai import Agent
+
+from tasks.sql_agent.tools import extract_sql, query_database
+
+PROMPT = """\
+You are a data assistant for a cricket statistics site. Write one SQLite query that answers the user's question.
+
+Try the query with the tool run_sql before you answer. If it fails, correct it and try again. Put the country, the
+player or the number of runs that the question names into a WHERE clause. Country names are written in full, for
+example 'West Indies'.
+
+Reply with the SQL query only.
+"""
+
+agent = Agent("openai:gpt-5-mini", instructions=PROMPT)  # OPENAI_BASE_URL and OPENAI_API_KEY
+
+
+@agent.tool_plain
+def run_sql(query: str) -> str:
+    """Run one query on CREATE TABLE top_batsmen (player_name, country_name, odi_runs, t20_runs, test_runs,
+    odi_debut_year) and get its rows, or an error."""
+    return query_database(query)
+
+
+async def answer(question: str) -> dict:
+    result = await agent.run(question)
+    return {"sql": extract_sql(result.output)}
