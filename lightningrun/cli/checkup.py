@@ -35,6 +35,7 @@ def examine(recipe: str | None, call: bool, runs_dir: str) -> Iterator[Finding]:
     yield from _packages()
     yield from _disk(Path(runs_dir))
     yield _gpu()
+    yield _ray()
     yield _store(Path(runs_dir))
     if recipe is None:
         for name in KEYS:
@@ -75,6 +76,19 @@ def _gpu() -> Finding:
     from lightningrun.prepared import has_gpu
 
     return ("ok", "gpu", "an NVIDIA GPU is visible") if has_gpu() else ("note", "gpu", "none; stages `when: gpu` skip")
+
+
+def _ray() -> Finding:
+    """Whether verl's own trainer can be started here, without importing any of it."""
+    absent = [name for name in ("verl", "ray", "transfer_queue") if importlib.util.find_spec(name) is None]
+    if absent:
+        return "note", "backend: ray", f"cannot run: {', '.join(absent)} missing (pip install 'lightningrun[train]')"
+    from lightningrun.stages.verl_grpo.config import gpu_count
+
+    gpus = gpu_count()
+    if gpus and importlib.util.find_spec("vllm") is None:
+        return "note", "backend: ray", f"cannot run on {gpus} GPU(s): vllm is missing"
+    return "ok", "backend: ray", f"can run on {gpus} GPU(s) with vLLM" if gpus else "can run on this CPU"
 
 
 def _store(runs_dir: Path) -> Finding:

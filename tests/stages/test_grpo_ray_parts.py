@@ -9,23 +9,29 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from safetensors.torch import load_file
 
 pytest.importorskip("torch")
 pytest.importorskip("verl", exc_type=ImportError)
 pytest.importorskip("ray", exc_type=ImportError)
 
+import torch
+from safetensors.torch import load_file
+
+from lightningrun.cli.checkup import examine
 from lightningrun.models.local.engine import LocalEngine
 from lightningrun.models.local.sampling import Sampling
+from lightningrun.stages.verl_grpo.cluster.export import merged
 from lightningrun.stages.verl_grpo.cluster.hub import sequence
 from lightningrun.stages.verl_grpo.cluster.server import EngineServer
 from lightningrun.stages.verl_grpo.cluster.settings import problems
 from lightningrun.stages.verl_grpo.cluster.trainer import Trainer
+from lightningrun.stages.verl_grpo.cluster.training import Story
 from lightningrun.stages.verl_grpo.cluster.wire import Line, LineDown, Message
 from lightningrun.stages.verl_grpo.trajectories import Turn
 from tests.models.local_checkpoints import saved
@@ -217,3 +223,38 @@ async def test_why_verl_ended_is_said(tmp_path: Path) -> None:
     finally:
         await trainer.end()
     assert not trainer.folder.exists()
+
+
+def test_adapters_are_merged_into_the_weights_by_their_own_names() -> None:
+    base, down, up = torch.randn(4, 3), torch.randn(2, 3), torch.randn(4, 2)
+    wrapped = "base_model.model.model.layers.0.self_attn.q_proj"
+    tensors = {
+        f"{wrapped}.base_layer.weight": base,
+        f"{wrapped}.base_layer.bias": torch.ones(4),
+        f"{wrapped}.lora_A.default.weight": down,
+        f"{wrapped}.lora_B.default.weight": up,
+        "base_model.model.model.norm.weight": torch.ones(3),
+    }
+    found = merged(tensors, 0.5)
+    assert sorted(found) == [
+        "model.layers.0.self_attn.q_proj.bias",
+        "model.layers.0.self_attn.q_proj.weight",
+        "model.norm.weight",
+    ]
+    assert torch.allclose(found["model.layers.0.self_attn.q_proj.weight"], base + 0.5 * up @ down, atol=1e-6)
+
+
+def test_a_story_told_twice_is_the_same_story(tmp_path: Path) -> None:
+    story = Story(judged={0: 0.2, 4: 0.6, 8: 0.6}, alive={1: True, 2: False, 3: False}, cpu_s=3.0)
+    assert story.best_step == 4 and story.dead == 2
+    (tmp_path / "story.json").write_text(json.dumps(asdict(story)))
+    again = Story.load(tmp_path / "story.json")
+    assert again == story and Story.load(tmp_path / "none.json") == Story()
+    again.alive[3] = True  # a step that is repeated after a kill
+    assert again.dead == 0
+
+
+def test_doctor_says_whether_it_can_run_here(tmp_path: Path) -> None:
+    found = {subject: (level, words) for level, subject, words in examine(None, False, str(tmp_path))}
+    level, words = found["backend: ray"]
+    assert level == "ok" and "can run on" in words

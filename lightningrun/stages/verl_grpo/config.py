@@ -163,6 +163,9 @@ def ray_problems(config: GrpoConfig) -> Iterator[str]:
         yield "lora.alpha: verl takes whole numbers"
     if config.loss == "per_rollout_mean" and config.verl.get("algorithm", {}).get("rollout_correction"):
         yield "verl.algorithm.rollout_correction: goes with loss: token_mean only; both weigh tokens"
+    often = config.verl.get("trainer", {}).get("save_freq", config.eval.every)
+    if not isinstance(often, int) or often < 1 or config.eval.every % often:
+        yield f"verl.trainer.save_freq: must divide eval.every ({config.eval.every}): weights that do best are kept"
     yield from settings.problems(config.verl)
 
 

@@ -3,5 +3,5 @@
 On our side: ``training.py`` (the stage), ``hub.py`` (runs the rollouts that verl asks for), ``policy.py`` (the
 policy, answered by verl's rollout servers), ``settings.py`` (our options as verl's), ``trainer.py`` and ``guard.py``
 (verl's processes, none of which is left behind). In verl's processes: ``plugin.py``, ``cpu.py``, ``losses.py``,
-``rollout.py``, ``server.py``, ``agent_loop.py``. Between the two: ``wire.py``.
+``rollout.py``, ``server.py``, ``agent_loop.py``, ``sampler.py``. Between the two: ``wire.py``.
 """

@@ -27,8 +27,8 @@ from lightningrun.stages.verl_grpo.serving import Sampler
 from lightningrun.stages.verl_grpo.trajectories import Trajectory, sample_of
 from lightningrun.types import Rollout, Task
 
-_QUIET_S = 0.25
-"""So long without another request, and the batch is taken to be whole."""
+_QUIET_S = 3.0
+"""So long without another request, and the batch is taken to be whole although it is not: verl asked for a few more."""
 _AGAIN = 10_000_000
 """Added to the samples of a row that comes a second time in one step."""
 
@@ -74,6 +74,9 @@ class Hub:
         self._evaluated = evaluated
         self._waiting: asyncio.Queue[_Asked] = asyncio.Queue()
         self._greedy: float | None = None
+        self._step = 0
+        self._groups: list[Group] = []
+        """Of that step, those included that verl asked for in the place of others."""
         self.sequences = 0
         """Of the last step."""
 
@@ -102,7 +105,7 @@ class Hub:
         while True:
             batch = [await self._waiting.get()]
             with contextlib.suppress(asyncio.TimeoutError):
-                while True:
+                while len(batch) < self._wanted(batch[0]):
                     batch.append(await asyncio.wait_for(self._waiting.get(), _QUIET_S))
             try:
                 await self._serve(batch)
@@ -111,6 +114,10 @@ class Hub:
                     if not one.answer.done():
                         one.answer.set_exception(StageFailed(f"the stage failed: {error.message}"))
                 raise
+
+    def _wanted(self, first: _Asked) -> int:
+        config = self._config
+        return len(self._judged) * config.eval.samples if first.judged else config.batch * config.group_size
 
     async def _answer(self, asked: Message) -> Message:
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
@@ -141,7 +148,10 @@ class Hub:
         groups = [
             Group(requests[places[0]].task, [rollouts[place] for place in places]) for places in by_group.values()
         ]
-        made = Batch(config.batch, groups)
+        if step != self._step:
+            self._step, self._groups = step, []
+        self._groups += groups
+        made = Batch(config.batch, self._groups)
         if not made.chosen:
             raise StageFailed(f"no row of step {step} has two rollouts with a score: nothing can be learned from it")
         if self._greedy is not None:

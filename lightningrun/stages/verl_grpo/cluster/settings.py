@@ -126,7 +126,7 @@ def configuration(config: GrpoConfig, role: ModelConfig, base: Path, gpus: int) 
                 "val_kwargs": {"n": config.eval.samples},
             },
         },
-        "reward": {"num_workers": 1},
+        "reward": {"num_workers": 0},
         "transfer_queue": {"backend": {"SimpleStorage": {"num_data_storage_units": 2 if gpus else 1}}},
         "trainer": {
             "n_gpus_per_node": max(1, gpus), "nnodes": 1, "device": "cuda" if gpus else "cpu",
@@ -136,28 +136,39 @@ def configuration(config: GrpoConfig, role: ModelConfig, base: Path, gpus: int) 
             "experiment_name": "verl_grpo",
         },
     }  # fmt: skip
+    if not config.verl.get("algorithm", {}).get("filter_groups"):  # only verl's own buffer replaces groups
+        sampler = {"path": "pkg://lightningrun.stages.verl_grpo.cluster.sampler", "name": "QuickReplayBuffer"}
+        tree["trainer"]["v1"] = {"sampler": {"custom_sampler": sampler}}
     if estimator == "gae":
         tree["critic"] = {
             "strategy": "fsdp2", "model": {"path": str(base)}, "optim": optimizer, "grad_clip": config.max_grad_norm,
             "use_dynamic_bsz": True, "ppo_max_token_len_per_gpu": max(_TOKENS_A_PASS, context),
         }  # fmt: skip
     if config.lora is not None:
-        model = {"lora_rank": config.lora.rank, "lora_alpha": config.lora.alpha}
+        model = {
+            "lora_rank": config.lora.rank,
+            "lora_alpha": int(config.lora.alpha),
+            "target_modules": config.lora.targets,
+        }
         tree["actor_rollout_ref"]["model"] |= model
     if not gpus:
         _merge(tree, _on_the_cpu(estimator == "gae"))
+    elif importlib.util.find_spec("flash_attn") is None:
+        for part in ("actor_rollout_ref", "critic") if estimator == "gae" else ("actor_rollout_ref",):
+            _merge(tree[part]["model"], _PADDED)
     _merge(tree, config.verl)
     return tree
+
+
+_PADDED: Tree = {"use_remove_padding": False, "override_config": {"attn_implementation": "sdpa"}}
+"""verl lays sequences end to end only for flash attention."""
 
 
 def _on_the_cpu(critic: bool) -> Tree:
     """No compiler, no flash attention, no bfloat16."""
     plain = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
     engine = {"model_dtype": "fp32", "dtype": "float32", "use_torch_compile": False, "mixed_precision": plain}
-    model = {
-        "use_remove_padding": False, "enable_gradient_checkpointing": False,
-        "override_config": {"attn_implementation": "sdpa"},
-    }  # fmt: skip
+    model = {**_PADDED, "enable_gradient_checkpointing": False}
     actor = {"fsdp_config": engine, "use_torch_compile": False}
     tree: Tree = {
         "actor_rollout_ref": {

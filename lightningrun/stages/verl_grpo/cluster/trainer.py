@@ -114,6 +114,7 @@ class Trainer:
             **kept,
             "PYTHONPATH": os.pathsep.join(home),
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "TMPDIR": str(self.folder),
             "HF_DATASETS_CACHE": str(self.folder / "datasets"),
             "VERL_FILE_LOGGER_PATH": str(self.metrics),
             "VERL_USE_EXTERNAL_MODULES": "lightningrun.stages.verl_grpo.cluster.plugin",

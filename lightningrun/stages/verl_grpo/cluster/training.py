@@ -15,12 +15,12 @@ from pathlib import Path
 
 from lightningrun.errors import StageFailed
 from lightningrun.files import commit_folder, disk_errors, write_atomic
-from lightningrun.models.local.folder import TOKENIZER_FILES
 from lightningrun.stages.base import StageContext
 from lightningrun.stages.statistics import mean
 from lightningrun.stages.training_thread import in_thread, told_until
 from lightningrun.stages.verl_grpo.batch import Batch
 from lightningrun.stages.verl_grpo.cluster import settings
+from lightningrun.stages.verl_grpo.cluster.export import export
 from lightningrun.stages.verl_grpo.cluster.hub import Hub
 from lightningrun.stages.verl_grpo.cluster.policy import RemoteEngine
 from lightningrun.stages.verl_grpo.cluster.trainer import Trainer
@@ -105,6 +105,7 @@ class RayTraining:
         tree = settings.configuration(config, role, self._base, self._gpus)
         engine = RemoteEngine(self._base, settings.tokens_of_context(role, self._base), seeded=not self._gpus)
         engine.answered = self._sign_of_life
+        await ctx.service.rest(config.policy)  # verl serves the policy itself, and wants the memory
         self._hub = Hub(ctx, engine, rows, self._trained, self._evaluated)
         self._trainer = trainer = Trainer(self._log)
         judged = ctx.data.splits[config.eval.split].tasks
@@ -167,8 +168,8 @@ class RayTraining:
         if self._hub.sequences > wanted and not self._crowded:
             self._crowded = True
             self._ctx.warn(
-                f"{wanted} rollouts made {self._hub.sequences} sequences, because the agent rewrites its history: verl "
-                f"makes an update of the weights for each {wanted} of them"
+                f"{wanted} rollouts made {self._hub.sequences} sequences, as their calls do not go on token by token "
+                f"(a history that is rewritten, or encoded in other tokens): verl makes an update for each {wanted}"
             )
         if story.dead >= DEAD_STEPS:
             if not any(story.alive.values()):
@@ -189,17 +190,12 @@ class RayTraining:
         self._save()
 
     def _keep(self, made: Path, facts: dict[str, object]) -> None:
-        """Copy a checkpoint of verl's to ``best``: it deletes old ones. The tokenizer is the one that we began with."""
+        """Put a checkpoint of verl's in the place of ``best``: it deletes old ones."""
         building = self._best.with_name(".best")
         shutil.rmtree(building, ignore_errors=True)
         with disk_errors(building):
             building.mkdir()
-            for path in made.iterdir():
-                if path.suffix == ".safetensors" or path.name in _DESCRIBES:
-                    shutil.copy2(path, building / path.name)
-            for name in TOKENIZER_FILES:
-                if (self._base / name).is_file():
-                    shutil.copy2(self._base / name, building / name)
+            export(made, self._base, building)
         shutil.rmtree(self._best, ignore_errors=True)
         commit_folder(building, self._best, facts)
 
@@ -254,6 +250,3 @@ class RayTraining:
                 "cpu_s": round(story.cpu_s, 3),
             },
         )
-
-
-_DESCRIBES = ("config.json", "generation_config.json", "model.safetensors.index.json")

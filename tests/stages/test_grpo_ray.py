@@ -1,0 +1,244 @@
+"""verl's own trainer on a CPU, from the recipe to the checkpoint: what it learns, and how it ends when things go wrong.
+
+Each start of verl takes about half a minute of two quiet cores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("verl", exc_type=ImportError)
+pytest.importorskip("ray", exc_type=ImportError)
+
+import torch
+
+import lightningrun
+from lightningrun.errors import RecipeError
+from lightningrun.execution import RunResult
+from lightningrun.models.local import checkpoint
+from lightningrun.models.local.packing import Segment, pack
+from lightningrun.runner import resume
+from tests.run.project import environment
+from tests.stages.grpo_project import make_project
+from tests.stages.test_grpo_stage import at_home, curve
+
+TWO_TURNS = """
+import json, urllib.request
+
+TOOLS = [{"type": "function", "function": {"name": "look", "description": "Look it up.", "parameters": {
+    "type": "object", "properties": {"word": {"type": "string"}}}}}]
+
+def ask(llm, messages):
+    body = {"model": llm["model"], "messages": messages, "tools": TOOLS}
+    request = urllib.request.Request(
+        llm["base_url"] + "/chat/completions", data=json.dumps(body).encode(),
+        headers={"Authorization": "Bearer " + llm["api_key"], "Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as reply:
+        return json.load(reply)["choices"][0]["message"]["content"] or ""
+
+def answer(question, prompts, llm):
+    messages = [{"role": "system", "content": prompts["system"]}, {"role": "user", "content": question}]
+    first = ask(llm, messages)
+    again = ask(llm, [*messages, {"role": "assistant", "content": first}, {"role": "user", "content": "And again."}])
+    return first[:3] + again[:3]
+"""
+RAY = {"backend": "ray", "lr": 1e-2, "steps": 8, "eval": {"every": 4}}
+
+
+class Watched:
+    """An observer that keeps count of the processes of a run."""
+
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+        self.seen: set[psutil.Process] = set()
+
+    def __call__(self, event: Any) -> None:
+        self.events.append(event)
+        if event["kind"] == "metric":
+            self.seen |= set(psutil.Process().children(recursive=True))
+
+    def is_gone(self) -> bool:
+        _, alive = psutil.wait_procs(list(self.seen), timeout=10)
+        return bool(self.seen) and not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.fixture(autouse=True)
+def private(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where temporary folders go; a run must leave none. Short: the paths of sockets are."""
+    folder = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield folder
+    assert not list(folder.glob("lr-*"))
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def slowness() -> float:
+    """How much longer things take here than on two quiet cores."""
+    return max(1.0, os.getloadavg()[0] / 2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_verls_trainer_learns_from_the_agent_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = make_project(tmp_path, RAY, agent=TWO_TURNS)
+    at_home(tmp_path, monkeypatch)
+    watched, began = Watched(), time.monotonic()
+    result = lightningrun.load(recipe).run(observers=[watched])
+    assert result.error is None
+    assert time.monotonic() - began < 240 * slowness()
+    assert watched.is_gone()
+    metrics, steps = result.results["grpo"].metrics, curve(watched.events)
+    assert list(steps) == list(range(9)) and metrics["steps"] == 8
+    assert metrics["reward"] > metrics["reward_start"] + 0.15
+    assert [step for step, values in steps.items() if "val.reward" in values] == [0, 4, 8]
+    first = steps[1]
+    assert first["live"] == 1.0 and 3 < first["entropy"] < 6 and first["calls"] == 2.0
+    assert first["probability_gap"] < 1e-4 and first["grad_norm"] > 0 and first["tokens_per_s"] > 0
+    assert first["start.greedy"] <= first["start.pass_at_8"]
+    made = tmp_path / "runs" / "latest" / "stages" / "grpo" / "outputs"
+    kept = [json.loads(line) for line in (made / "rollouts.jsonl").read_text().splitlines()]
+    assert len(kept) == 8 * 4 * 8 == metrics["rollouts"] and len({one["key"] for one in kept}) == len(kept)
+    loads_in_transformers(made / "model")
+    assert weights(made / "model") != weights(tmp_path / "base")
+
+
+def weights(folder: Path) -> str:
+    return checkpoint.content_digest(folder)
+
+
+def loads_in_transformers(folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    chat = [{"role": "user", "content": "say 1"}]
+    ids = AutoTokenizer.from_pretrained(folder).apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
+    with torch.no_grad():
+        theirs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        packed = pack([[Segment(tuple(ids[:4]), None, False), Segment(tuple(ids[4:]), 0, True)]])
+        ours = checkpoint.load(folder).log_probs(packed)
+    wanted = torch.stack([theirs[place - 1, ids[place]] for place in range(4, len(ids))])
+    assert torch.allclose(ours, wanted, atol=1e-4)
+
+
+def told_until(journal: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + 400
+    while not (journal.exists() and f'"step":{step},' in journal.read_text().replace(" ", "")):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_killed_runner_and_a_killed_worker_cost_a_few_steps(
+    tmp_path: Path, private: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {**RAY, "steps": 6, "eval": {"every": 2}}
+    recipe = make_project(tmp_path, options)
+    watched = Watched()
+    runner = subprocess.Popen(
+        [sys.executable, "-m", "lightningrun", str(recipe)], cwd=tmp_path, env=environment(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    journal = tmp_path / "runs" / "latest" / "journal.jsonl"
+    told_until(journal, 2, runner)
+    watched.seen = set(psutil.Process(runner.pid).children(recursive=True))
+    runner.kill()
+    runner.wait()
+    assert watched.is_gone() and not list(private.glob("lr-*"))
+
+    at_home(tmp_path, monkeypatch)
+    run = (tmp_path / "runs" / "latest").resolve()
+    watched = Watched()
+
+    def kills_a_worker(event: Any) -> None:
+        watched(event)
+        if event["kind"] == "metric" and event["step"] == 4:
+            (worker,) = [one for one in watched.seen if one.is_running() and "WorkerDict" in " ".join(one.cmdline())]
+            worker.send_signal(signal.SIGKILL)
+
+    broken = resume(run, observers=[kills_a_worker])
+    assert broken.exit_code == 3 and "died" in str(broken.error) and "verl.log" in str(broken.error)
+    assert watched.is_gone() and not list(private.glob("lr-*"))
+    assert min(curve(watched.events)) == 3, "it went on from the checkpoint of step 2"
+
+    watched = Watched()
+    result = resume(run, observers=[watched])
+    assert result.error is None and watched.is_gone()
+    told = [json.loads(line) for line in journal.read_text().splitlines()]
+    steps = [event["step"] for event in told if event.get("kind") == "metric"]
+    assert steps == list(range(7)), "each step is told once"
+    metrics = result.results["grpo"].metrics
+    assert metrics["rollouts"] == 6 * 4 * 8 and metrics["reward"] > metrics["reward_start"]
+
+
+SILENT = """
+def answer(question, prompts, llm):
+    return "letters"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("options", "files", "code", "said"),
+    [
+        ({}, {"agent": SILENT}, 3, "without one LLM call through the gateway"),
+        ({"steps": 12, "eval": {"every": 12}}, {"reward": "small_letters.reward:constant"}, 3, "earned the same"),
+        ({"verl": {"actor_rollout_ref": {"actor": {"loss_agg_mode": "odd"}}}}, {}, 3, "loss_agg_mode: odd"),
+    ],
+    ids=["an agent that makes no call", "a constant reward", "what verl refuses"],
+)
+def test_what_ends_it_is_said(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    files: dict[str, str],
+    code: int,
+    said: str,
+) -> None:
+    result = ended(tmp_path, monkeypatch, options, files)
+    assert result.exit_code == code and said in str(result.error), str(result.error)
+
+
+def ended(root: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], files: dict[str, str]) -> RunResult:
+    recipe = make_project(root, {**RAY, **options}, **files)
+    at_home(root, monkeypatch)
+    result = lightningrun.load(recipe).run()
+    assert not [one for one in psutil.Process().children(recursive=True) if "main_ppo" in " ".join(one.cmdline())]
+    return result
+
+
+def test_a_trainer_that_shows_no_life_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = ended(tmp_path, monkeypatch, {"watchdog_s": 0.5}, {})
+    assert result.exit_code == 3 and "no sign of life" in str(result.error)
+
+
+def test_a_plan_counts_the_rollouts_of_either_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, backend in (("one", "inproc"), ("two", "ray")):
+        recipe = make_project(tmp_path / name, {**RAY, "backend": backend})
+        at_home(recipe.parent, monkeypatch)
+        (stage,) = lightningrun.load(recipe).plan().stages
+        assert stage.forecast.rollouts == 8 * 4 * 8 + 3 * 8 + 4
+
+
+def test_a_model_that_is_not_there_is_refused_before_verl_starts(tmp_path: Path, monkeypatch: Any) -> None:
+    recipe = make_project(tmp_path, RAY)
+    recipe.write_text(recipe.read_text().replace("name: base", "name: nowhere"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match="nowhere"):
+        lightningrun.load(recipe).check()
