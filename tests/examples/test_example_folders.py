@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import lightningrun
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted(path.parent for path in (ROOT / "examples").glob("*/recipe.yaml"))
 SAME_FRAMEWORK_AS_ANOTHER = {"writer_checker"}
@@ -27,8 +29,9 @@ def extras() -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_is_whole(example: Path) -> None:
-    """A README with one command, its packages pinned and an extra of ours, and no import of lightningrun."""
+    """It loads, has a README with one command and pinned packages as an extra, and never imports lightningrun."""
     name = example.name
+    assert lightningrun.load(example / "recipe.yaml").recipe.name == f"example_{name}"
     assert f"make example-{name}" in (example / "README.md").read_text("utf-8")
     pinned = required(example)
     assert all("==" in line for line in pinned)
