@@ -8,7 +8,7 @@ WORKERS ?= 2
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-slow test-examples lint format schema bench bench-apo bench-gateway clean
+.PHONY: help setup demo test test-slow test-examples lint format schema bench bench-apo bench-gateway bench-train clean
 
 help:
 	@echo 'make setup      .venv with lightningrun and everything to develop it'
@@ -23,6 +23,7 @@ help:
 	@echo 'make bench      speed beside a bare loop of calls and a peer (PEER= leaves it out)'
 	@echo 'make bench-apo  prompt optimisers side by side, about 20 minutes (QUICK=1: a few)'
 	@echo 'make bench-gateway  what the gateway adds to a call, beside the LiteLLM proxy (PROXY= leaves it out)'
+	@echo 'make bench-train  GRPO steps of ours beside TRL, about 10 minutes on a quiet machine'
 	@echo 'make clean      remove what was built (runs/ stays)'
 
 setup: $(STAMP)
@@ -94,6 +95,17 @@ bench-gateway: setup $(if $(PROXY),$(PROXY)/.installed)
 $(PROXY)/.installed: bench/constraints-proxy.txt
 	$(PYTHON) -m venv --clear $(PROXY)
 	$(PROXY)/bin/python -m pip install --quiet --disable-pip-version-check -c $< 'litellm[proxy]==1.106.2'
+	@touch $@
+
+# One process at a time, one thread. TRL has an environment of its own.
+TRL ?= .venv-trl
+
+bench-train: setup $(TRL)/.installed
+	$(BIN)/python bench/train/run.py --trl-python $(TRL)/bin/python $(ARGS)
+
+$(TRL)/.installed: bench/constraints-trl.txt
+	$(PYTHON) -m venv --clear $(TRL)
+	$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check -c $< 'trl==1.16.0' torch jinja2
 	@touch $@
 
 clean:
