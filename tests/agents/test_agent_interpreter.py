@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import lightningrun
 from lightningrun.agents import interpreter
 from lightningrun.errors import LightningError, UsageError
 from lightningrun.planning import StagePlan
+from lightningrun.types import Rollout
 from tests.rollouts.plant import Plant, recipe
 from tests.run.project import AGENT, RECIPE, make_project
 from tests.run.project import lightningrun as run_cli
@@ -47,31 +49,36 @@ def project(tmp_path: Path, made: Path) -> Path:
     return root
 
 
-async def test_the_agent_is_in_its_own_interpreter_and_the_reward_in_ours(tmp_path: Path, made: Path) -> None:
-    (tmp_path / "split.py").write_text(
-        "import importlib.util, json, os, shutil, sys, urllib.request\n"
-        "def where():\n"
-        "    known = [n for n in ('strange_framework', 'pydantic', 'aiohttp') if importlib.util.find_spec(n)]\n"
-        "    return [sys.prefix, known]\n"
-        "def solve(question, llm, task):\n"
-        "    import strange_framework, lightningrun\n"
-        "    body = json.dumps({'model': 'any', 'messages': [{'role': 'user', 'content': question}]}).encode()\n"
-        "    key = 'Bearer ' + os.environ['OPENAI_API_KEY']\n"
-        "    headers = {'Authorization': key, 'Content-Type': 'application/json'}\n"
-        "    url = os.environ['OPENAI_BASE_URL'] + '/chat/completions'\n"
-        "    urllib.request.urlopen(urllib.request.Request(url, data=body, headers=headers)).read()\n"
-        "    return [*where(), lightningrun.__version__, shutil.which('python')]\n"
-        "def reward(output):\n"
-        "    return {'score': 1.0, 'feedback': json.dumps(where())}\n"
-    )
-    config = recipe(
-        {"entrypoint": f"{tmp_path}/split.py:solve", "python": str(made)},
-        reward={"function": f"{tmp_path}/split.py:reward"},
-    )
-    async with Plant(tmp_path, config) as plant:
+AGENT_AND_REWARD = """
+import importlib.util, json, os, shutil, sys, urllib.request
+def where():
+    known = [n for n in ('strange_framework', 'pydantic', 'aiohttp') if importlib.util.find_spec(n)]
+    return [sys.prefix, known]
+def solve(question):
+    import lightningrun
+    body = json.dumps({'model': 'any', 'messages': [{'role': 'user', 'content': question}]}).encode()
+    key = 'Bearer ' + os.environ['OPENAI_API_KEY']
+    headers = {'Authorization': key, 'Content-Type': 'application/json'}
+    url = os.environ['OPENAI_BASE_URL'] + '/chat/completions'
+    urllib.request.urlopen(urllib.request.Request(url, data=body, headers=headers)).read()
+    return [*where(), lightningrun.__version__, shutil.which('python'), list(sys.version_info[:2])]
+def reward(output):
+    return {'score': 1.0, 'feedback': json.dumps(where())}
+"""
+
+
+async def rolled(tmp_path: Path, python: str) -> Rollout:
+    (tmp_path / "split.py").write_text(AGENT_AND_REWARD)
+    agent = {"entrypoint": f"{tmp_path}/split.py:solve", "python": python}
+    async with Plant(tmp_path, recipe(agent, reward={"function": f"{tmp_path}/split.py:reward"})) as plant:
         (rollout,) = await plant.roll(1)
-    assert rollout.error == ""
-    prefix, known, version, python = rollout.output
+    assert rollout.error == "" and rollout.llm_calls == 1
+    return rollout
+
+
+async def test_the_agent_is_in_its_own_interpreter_and_the_reward_in_ours(tmp_path: Path, made: Path) -> None:
+    rollout = await rolled(tmp_path, str(made))
+    prefix, known, version, python, _ = rollout.output
     assert (prefix, known) == (str(made), ["strange_framework"]), "nothing of ours but the package itself"
     assert version == lightningrun.__version__ and python == str(made / "bin/python")
     assert json.loads(rollout.feedback) == [sys.prefix, ["pydantic", "aiohttp"]]
@@ -155,3 +162,4 @@ def test_slots_need_nothing_but_the_standard_library(tmp_path: Path, minor: int)
     done = subprocess.run([command[0], "-I", "-S", "-c", program], capture_output=True, text=True)  # -S: no packages
     assert done.returncode == 0, done.stderr
     assert os.listdir(tmp_path / "package") == ["lightningrun"]
+    assert asyncio.run(rolled(tmp_path, python)).output[-1] == [3, minor]
