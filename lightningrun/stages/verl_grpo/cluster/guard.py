@@ -4,7 +4,8 @@
 
 The guard adopts every orphan below it (Linux), so that daemons which detach themselves are found. It lives in a session
 of its own and holds one end of a pipe as its standard input; when the other end closes, or the command ends, it kills
-all that is left, removes FOLDER and exits with the command's status.
+all that is left and exits with the command's status. If the other end closed, nobody is left who wants FOLDER: it is
+removed.
 """
 
 from __future__ import annotations
@@ -31,15 +32,19 @@ def main(folder: str, command: list[str]) -> int:
         command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=lambda: die_with_parent(mine)
     )
 
+    alone = threading.Event()
+
     def watch() -> None:
         while os.read(0, 1):
             pass
+        alone.set()
         kill_tree(run.pid)
 
     threading.Thread(target=watch, daemon=True).start()
     status = run.wait()
     sweep()
-    shutil.rmtree(folder, ignore_errors=True)
+    if alone.is_set():
+        shutil.rmtree(folder, ignore_errors=True)
     return status if status >= 0 else 128 - status
 
 
