@@ -12,7 +12,9 @@ import aiohttp
 import psutil
 import pytest
 
+from lightningrun.rollouts.spans import MAX_SPANS, Spans
 from tests.gateway.conftest import House, Opens
+from tests.gateway.test_gateway_otlp import SPAN, body_of
 
 PATHS = {
     "chat/completions": lambda text: {"messages": [{"role": "user", "content": text}]},
@@ -21,16 +23,21 @@ PATHS = {
     "completions": lambda text: {"prompt": text},
 }
 MALFORMED = [b"{", b"[]", b"\xff", b'{"messages": 7, "prompt": 7, "input": 7, "stream": true}', b"{}"]
+TYPE = "application/json"
 ENDS = {"chat/completions": "[DONE]", "completions": "[DONE]", "responses": "completed", "messages": "message_stop"}
 
 
 async def one(h: House, http: aiohttp.ClientSession, number: int, round_: str) -> str:
-    """One client: of ten, one hangs up after the first bytes and one sends what is no request."""
+    """One client: of ten, one hangs up after the first bytes and one sends what is no request. Both export spans."""
     path = list(PATHS)[number // 10 % 4]
     kind = {0: "hung up", 1: "malformed"}.get(number % 10, "answered")
     words = " ".join(f"w{n}" for n in range(8))
     body = json.dumps({**PATHS[path](f"{round_} {number} {words}"), "model": "policy", "stream": True}).encode()
     body = MALFORMED[number // 10 % len(MALFORMED)] if kind == "malformed" else body
+    if kind != "answered":
+        span = body_of({**SPAN, "spanId": f"{number + 1:016x}"}) if kind == "hung up" else body
+        async with http.post(f"{h.url}/traces", data=span, headers=h.headers | {"Content-Type": TYPE}) as answer:
+            assert answer.status == (200 if kind == "hung up" or body == b"{}" or b'"messages": 7' in body else 400)
     async with http.post(f"{h.url}/{path}", data=body, headers=h.headers) as answer:
         if kind == "malformed":
             assert answer.status == 400 and "error" in await answer.json()
@@ -62,6 +69,8 @@ async def run(h: House, count: int, rounds: int) -> list[int]:
     """``rounds`` storms, each as large as the others; the resident memory after each."""
     h.endpoint.keep = False
     memory = []
+    spans = Spans(0.0)
+    h.gateway.bind(h.url.split("/")[-2], h.session, spans)
     for number in range(rounds):
         assert await storm(h, count, f"r{number}") == {
             "answered": count * 8 // 10,
@@ -71,6 +80,7 @@ async def run(h: House, count: int, rounds: int) -> list[int]:
         await settled(h, (number + 1) * count)
         gc.collect()
         memory.append(psutil.Process().memory_info().rss)
+        assert len(spans.to_json()) == min(count // 10, MAX_SPANS)
     return memory
 
 
