@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,13 +27,15 @@ from safetensors.torch import load_file
 from lightningrun.cli.checkup import examine
 from lightningrun.models.local.engine import LocalEngine
 from lightningrun.models.local.sampling import Sampling
+from lightningrun.recipe.model import ModelConfig
 from lightningrun.stages.verl_grpo.cluster.export import merged
 from lightningrun.stages.verl_grpo.cluster.hub import sequence
 from lightningrun.stages.verl_grpo.cluster.server import EngineServer
-from lightningrun.stages.verl_grpo.cluster.settings import problems
+from lightningrun.stages.verl_grpo.cluster.settings import configuration, problems
 from lightningrun.stages.verl_grpo.cluster.trainer import Trainer
 from lightningrun.stages.verl_grpo.cluster.training import Story
 from lightningrun.stages.verl_grpo.cluster.wire import Line, LineDown, Message
+from lightningrun.stages.verl_grpo.config import GrpoConfig
 from lightningrun.stages.verl_grpo.trajectories import Turn
 from tests.models.local_checkpoints import saved
 
@@ -258,3 +261,46 @@ def test_doctor_says_whether_it_can_run_here(tmp_path: Path) -> None:
     found = {subject: (level, words) for level, subject, words in examine(None, False, str(tmp_path))}
     level, words = found["backend: ray"]
     assert level == "ok" and "can run on" in words
+
+
+VALIDATES = """
+import sys
+from hydra import compose, initialize_config_dir
+from verl.trainer.ppo.utils import need_critic, need_reference_policy
+from verl.utils.config import omega_conf_to_dataclass, validate_config
+
+for folder in sys.argv[1:]:
+    with initialize_config_dir(folder, version_base=None):
+        config = compose("run")
+    validate_config(config, need_reference_policy(config), need_critic(config))
+    for part in (config.actor_rollout_ref.rollout, config.actor_rollout_ref.actor.fsdp_config, config.algorithm):
+        omega_conf_to_dataclass(part)
+    names = config.actor_rollout_ref.rollout.name, config.trainer.device, config.algorithm.adv_estimator
+    print(*names, need_critic(config), need_reference_policy(config), config.actor_rollout_ref.model.lora_rank)
+"""
+
+
+def test_verl_accepts_what_the_options_become(tmp_path: Path) -> None:
+    base, role = saved(tmp_path / "base"), ModelConfig(provider="local", name="base", max_tokens=32)
+    cases: dict[str, tuple[dict[str, Any], int]] = {
+        "lightningrun cpu grpo False False 0": ({}, 0),
+        "lightningrun cpu gae True True 0": ({"algorithm": "ppo", "kl": {"coef": 0.1}, "loss": "token_mean"}, 0),
+        "lightningrun cpu rloo False False 8": ({"algorithm": "rloo", "lora": {"rank": 8}}, 0),
+        "vllm cuda reinforce_plus_plus False True 0": ({"algorithm": "reinforce_plus_plus", "kl": {"coef": 0.1}}, 4),
+        "vllm cuda gae True False 0": ({"algorithm": "gae", "verl": {"critic": {"optim": {"lr": 1e-5}}}}, 2),
+    }
+    folders = []
+    for options, gpus in cases.values():
+        config = GrpoConfig.model_validate({"backend": "ray", **options})
+        trainer = Trainer(tmp_path / "log")
+        trainer.write(configuration(config, role, base, gpus), {"train": [], "eval": []}, tmp_path / "checkpoints")
+        folders.append(str(trainer.folder))
+    done = subprocess.run(
+        [sys.executable, "-c", VALIDATES, *folders],
+        env={**os.environ, "LIGHTNINGRUN_VERL_DEVICE": "cpu"}, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    for folder in folders:
+        shutil.rmtree(folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = [line for line in done.stdout.splitlines() if line.split()[0] in ("vllm", "lightningrun")]
+    assert told == list(cases)
