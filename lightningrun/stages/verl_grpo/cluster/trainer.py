@@ -126,6 +126,11 @@ class Trainer:
         """How it ended; None while it runs."""
         return self._process.poll() if self._process else None
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is through with its start: its first act then is to open the file of metrics."""
+        return self.metrics.is_file()
+
     def new_metrics(self) -> list[tuple[int, dict[str, float]]]:
         """What verl has logged since the last time: (step, numbers by verl's names)."""
         if not self.metrics.is_file():

@@ -92,8 +92,10 @@ class RayTraining:
         self._story = Story.load(self._story_file)
         self._health: dict[int, dict[str, float]] = {}
         self._told = told_until(ctx)
-        self._alive = time.monotonic()
+        self._began = self._alive = time.monotonic()
         self._spent_before = self._story.cpu_s
+        self._clock: float | None = None
+        """Processor time when verl was ready: that to start it is not the training's."""
         self._over = False
         self._crowded = False
 
@@ -134,6 +136,7 @@ class RayTraining:
                 await asyncio.wait([serving], timeout=_LOOK_S)
                 if serving.done():
                     serving.result()
+                self._note_start()
                 self._tell()
                 self._check_life()
         finally:
@@ -143,6 +146,15 @@ class RayTraining:
         self._tell()
         if not self._over and (self._trainer.status or max(self._story.alive, default=0) < self._config.steps):
             raise self._trainer.failure()
+
+    def _note_start(self) -> None:
+        if self._clock is None and self._trainer.is_ready:
+            self._clock = self._processor_s()
+            self._sign_of_life()
+            self._ctx.info(f"verl's trainer is ready after {time.monotonic() - self._began:.0f} s")
+
+    def _processor_s(self) -> float:
+        return self._trainer.cpu_s() + time.process_time()
 
     # Whether it lives
 
@@ -217,7 +229,8 @@ class RayTraining:
             if step in self._story.judged:
                 values["val.reward"] = self._story.judged[step]
                 values["val.best"] = max(value for at, value in self._story.judged.items() if at <= step)
-            self._story.cpu_s = self._spent_before + self._trainer.cpu_s()
+            spent = self._spent_before + self._processor_s() - (self._clock or 0.0)
+            self._story.cpu_s = max(self._story.cpu_s, spent)  # those that have ended are counted no more
             values["cpu_s"] = round(self._story.cpu_s, 3)
             self._save()
             if step > self._told:
