@@ -111,7 +111,6 @@ class RayTraining:
         self._hub = Hub(ctx, engine, rows, self._trained, self._evaluated)
         self._trainer = trainer = Trainer(self._log)
         judged = ctx.data.splits[config.eval.split].tasks
-        await ctx.service.rest(config.policy)
         try:
             with disk_errors(trainer.folder):
                 trainer.write(tree, {"train": rows, "eval": judged}, self._checkpoints)
