@@ -95,7 +95,8 @@ def _code(engine: str) -> str:
         names += ["ours.py", "agent.py", "recipe.yaml"] if engine == "ours" else ["peers.py"]
         paths = [HERE / name for name in names]
         if engine == "ours":
-            paths += sorted((Path(lightningrun.__file__).parent / "stages").rglob("*.py"))
+            stages = Path(lightningrun.__file__).parent / "stages"
+            paths += [*sorted(stages.glob("*.py")), *sorted((stages / "apo").rglob("*.py"))]
         _codes[engine] = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
     return _codes[engine]
 
@@ -225,13 +226,13 @@ def _progress(text: str, last: bool) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def try_trials(measured: Measured, base: str, families: Sequence[str], number: int) -> list[str]:
+def try_trials(measured: Measured, base: str, families: Sequence[str], number: int, anew: bool = False) -> list[str]:
     """The trials of ours alone, one after the other, since they take the time. Returns what failed."""
     one, failures = contestant("ours"), []
     for kind, trial in (("kill", trials.kill_and_resume), ("wall", trials.wall)):
         for family in families:
             key = (kind, one.name, family, number, 0)
-            if measured.has(key, one):
+            if measured.has(key, one) and not anew:
                 continue
             try:
                 found = trial(base, lambda run: stats(base, run), family, number)
@@ -271,6 +272,7 @@ def main() -> None:
     parser.add_argument("--peer-python", type=os.path.abspath, help="of a venv with the peers; without it, ours alone")
     parser.add_argument("--out", type=Path, default=RESULTS / "apo.jsonl")
     parser.add_argument("--no-trials", action="store_true", help="no kill and resume, no wall time")
+    parser.add_argument("--only-trials", action="store_true", help="only these, measured anew: for a quiet machine")
     parser.add_argument("--odd", type=float, default=0.0, help="share of the coach's answers in an unexpected form")
     chosen = parser.parse_args()
     WORLD_OPTIONS.update({"odd": chosen.odd} if chosen.odd else {})
@@ -279,9 +281,11 @@ def main() -> None:
     names = taking_part(chosen.contestants.split(","), bool(chosen.peer_python))
     measured = Measured(chosen.out)
     with endpoint() as base:
-        failures = measure(measured, base, chosen.peer_python, names, families, numbers, budgets, chosen.jobs)
+        failures = []
+        if not chosen.only_trials:
+            failures = measure(measured, base, chosen.peer_python, names, families, numbers, budgets, chosen.jobs)
         tried = [] if chosen.no_trials else [family for family in TRIAL_FAMILIES if family in families]
-        failures += try_trials(measured, base, tried, numbers[0])
+        failures += try_trials(measured, base, tried, numbers[0], chosen.only_trials)
     wanted = [*(("curve", n, f, w, b) for n in names for f in families for w in numbers for b in budgets)]
     wanted += [(kind, "ours", family, numbers[0], 0) for kind in ("kill", "wall") for family in tried]
     report = Report([measured.lines[key] for key in wanted if key in measured.lines], budgets)

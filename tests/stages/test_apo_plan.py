@@ -26,12 +26,12 @@ def test_the_defaults_fit_and_bound_what_is_spent() -> None:
     told = planned()
     assert told.errors == ()
     assert told.rollouts == 500
-    assert told.calls == {"policy": 500, "coach": 100}
+    assert told.calls == {"policy": 500, "coach": 125}
 
 
 @pytest.mark.parametrize(
     ("mode", "report", "least"),
-    [("corrected", "none", 96), ("fresh", "none", 136), ("sealed", "none", 96), ("corrected", "test", 156)],
+    [("corrected", "none", 56), ("fresh", "none", 76), ("sealed", "none", 56), ("corrected", "test", 116)],
 )
 def test_the_least_budget_is_what_the_plan_says(mode: str, report: str, least: int) -> None:
     options: dict[str, Any] = {"confirm": {"mode": mode}, "report": {"split": report}}

@@ -212,7 +212,7 @@ async def test_a_bad_proposal_costs_no_rollout(tmp_path: Path, answer: str, reas
     bad = [event for event in told(ctx, "candidate") if event["id"]]
     assert [event["verdict"] for event in bad] == ["invalid"] * 3
     assert reason in bad[0]["reason"]
-    assert ctx.engine.executed == 20 + 16
+    assert ctx.engine.executed == 20 + 8
     assert result.outputs["prompts"].value == seed
 
 
@@ -290,7 +290,7 @@ async def test_other_parents_work_too(tmp_path: Path, strategy: str) -> None:
 
 async def test_an_unconfirmed_winner_is_kept_beside_the_seed(tmp_path: Path) -> None:
     world = HiddenRules(1)
-    config = options(200, confirm={"alpha": 1e-8})
+    config = options(200, confirm={"mode": "sealed", "alpha": 1e-4})
     result, _ = await optimise(world, tmp_path, config)
     assert result.metrics["promoted"] is False
     assert result.outputs["prompts"].value == world.prompts

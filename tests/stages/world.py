@@ -153,6 +153,7 @@ def context(
     seed: int = 0,
     shuffle: int = 0,
     reward_range: tuple[float, float] | None = None,
+    objective: Mapping[str, float] | None = None,
     service: WorldService | None = None,
 ) -> StageContext:
     """A context over a real journal in ``folder``; opening the same folder again is a resume."""
@@ -164,7 +165,7 @@ def context(
     recipe = SimpleNamespace(
         agent=SimpleNamespace(prompts=dict(prompts)),
         models={"policy": None, "coach": None},
-        reward=SimpleNamespace(range=reward_range),
+        reward=SimpleNamespace(range=reward_range, objective=objective),
         stages={},
     )
     data = SimpleNamespace(splits={name: SimpleNamespace(tasks=tuple(tasks)) for name, tasks in splits.items()})

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 from lightningrun.stages.apo.attempts import Attempt
 from lightningrun.stages.apo.coach import Proposal
-from lightningrun.stages.apo.demos import Demo, passing, with_demos
-from lightningrun.stages.apo.guards import estimate_tokens
+from lightningrun.stages.apo.demos import Demo, with_demos
+from lightningrun.stages.apo.examples import example_pools, fitting
 from lightningrun.stages.apo.halving import Halving
 from lightningrun.stages.apo.search import Setting
-from lightningrun.types import Rollout, Task
+from lightningrun.types import Task
 
 DEFAULT_DEMOS = 4
 FIRST_COMPARISON = 8
@@ -86,25 +86,11 @@ class BootstrapFewshot(Halving):
             await self.evaluation.run(jobs)
             self._looked_at += len(chunk)
             room, spare = room - len(jobs), spare - len(jobs)
-            found = self._pools(self.evaluation.of(self.root, self.config.train))
+            found = example_pools(self.setting, self.root, self._most)
             rows = {row for pool in found.values() for row in pool}
             if len(rows) >= 2 * self._most or (rows and 2 * self._looked_at >= len(self._shuffled)):
                 break
         return found
-
-    def _pools(self, known: Sequence[Rollout]) -> dict[str, dict[str, Demo]]:
-        """The examples that may be shown: short enough, and quoting no gold answer of another split."""
-        good = passing(known, self.setting.top, self._most)
-        pools: dict[str, dict[str, Demo]] = {}
-        for name in self.setting.optimize:
-            shown = (self.setting.demonstrate(one, name, self.root.prompts) for one in good)
-            pools[name] = {demo.task_id: demo for demo in shown if demo and self._may_be_shown(name, demo)}
-        return pools
-
-    def _may_be_shown(self, name: str, demo: Demo) -> bool:
-        whole = with_demos(self.root.prompts[name], [demo])
-        fits = estimate_tokens(whole) <= self.config.guards.max_prompt_tokens
-        return fits and not self.guards.quoted_gold(demo.text, (self.config.train,))
 
     def _comparison(self, count: int) -> list[Task]:
         """The rows to compare so many sets on: those not looked at for examples, none if that cannot be paid."""
@@ -125,10 +111,8 @@ class BootstrapFewshot(Halving):
         """One set as a candidate: each prompt with those of the rows' examples that are its own and fit."""
         texts: dict[str, str] = {}
         for name, pool in pools.items():
-            demos = [pool[row] for row in rows if row in pool]
-            while estimate_tokens(with_demos(self.root.prompts[name], demos)) > self.config.guards.max_prompt_tokens:
-                demos.pop()
-            texts[name] = with_demos(self.root.prompts[name], demos)
+            text = self.root.prompts[name]
+            texts[name] = with_demos(text, fitting(self.setting, text, [pool[row] for row in rows if row in pool]))
         attempt = Attempt(index, self.root, list(pools), [], rng, {name: self.root.prompts[name] for name in pools})
         attempt.answers.append(Proposal(texts, "", f"examples from the training rows {', '.join(rows)}", ()))
         self.admit(attempt, attempt.answers[0], quotable=(self.config.train,))

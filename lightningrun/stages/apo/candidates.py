@@ -25,6 +25,10 @@ class Candidate:
     parents: tuple[int, ...] = ()
     val: dict[str, float] | None = None
     """Validation row -> score (mean of its samples); rows without a usable score are absent."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Metric of the reward's objective -> mean on val, more is better."""
+    shown: frozenset[str] = frozenset()
+    """Training rows that its prompts show as examples: on these it proves nothing."""
     digest: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -52,23 +56,25 @@ def choose_parent(
     strategy: Literal["epsilon_greedy", "pareto", "current_best"],
     epsilon: float,
     rng: random.Random,
+    frontier: Literal["rows", "metrics", "both"] = "rows",
 ) -> Candidate:
     """One parent from the candidates that were scored on all of val."""
     if strategy == "epsilon_greedy":
         return rng.choice(pool) if rng.random() < epsilon else best
     if strategy == "pareto":
-        return _from_frontier(pool, rng)
+        return _from_frontier(pool, frontier, rng)
     return best
 
 
-def _from_frontier(pool: Sequence[Candidate], rng: random.Random) -> Candidate:
-    """Drawn in proportion to the rows where it is among the best, once dominated candidates are out (GEPA, 2025)."""
-    rows = {row for candidate in pool for row in candidate.val or {}}
-    leaders: dict[str, set[int]] = {}
-    for row in rows:
-        scores = {c.id: (c.val or {}).get(row, float("-inf")) for c in pool}
-        top = max(scores.values())
-        leaders[row] = {key for key, score in scores.items() if score >= top - 1e-9}
+def _from_frontier(
+    pool: Sequence[Candidate], frontier: Literal["rows", "metrics", "both"], rng: random.Random
+) -> Candidate:
+    """Drawn in proportion to the rows, or metrics, where it is among the best, once dominated candidates are out
+    (GEPA, 2025)."""
+    leaders = _leaders(pool, [candidate.val or {} for candidate in pool]) if frontier != "metrics" else {}
+    if frontier != "rows":
+        by_metric = _leaders(pool, [candidate.metrics for candidate in pool])
+        leaders |= {f"metric {name}": ids for name, ids in by_metric.items()}
     alive = {c.id for c in pool}
     for candidate in sorted(pool, key=lambda c: (c.val_mean, c.id)):
         led = [ids & alive for ids in leaders.values() if candidate.id in ids]
@@ -76,3 +82,12 @@ def _from_frontier(pool: Sequence[Candidate], rng: random.Random) -> Candidate:
             alive.discard(candidate.id)
     weights = [sum(c.id in ids for ids in leaders.values()) if c.id in alive else 0 for c in pool]
     return rng.choices(pool, weights=weights)[0] if any(weights) else pool[0]
+
+
+def _leaders(pool: Sequence[Candidate], scores: Sequence[Mapping[str, float]]) -> dict[str, set[int]]:
+    """Row or metric -> the candidates that are best there; ``scores`` are the pool's, in order."""
+    found: dict[str, set[int]] = {}
+    for name in dict.fromkeys(name for each in scores for name in each):
+        values = [each.get(name, float("-inf")) for each in scores]
+        found[name] = {c.id for c, value in zip(pool, values, strict=True) if value >= max(values) - 1e-9}
+    return found

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 CRITIQUE_FIELDS = ("current_prompt", "failures", "prompt_names")
 REWRITE_FIELDS = (*CRITIQUE_FIELDS, "critique", "answer_form")
+VAL_SHARE, LEAST_VAL = 8, 20
+"""The search reads at most an eighth as many val rows as it has rollouts, but not fewer than these if there are more:
+where rollouts are few, steps are worth more than the last digit of a score."""
+COACH_SHARE, LEAST_COACH_CALLS = 4, 20
+"""By default the coach is asked at most once for so many rollouts, but this often at least."""
 FIELD = re.compile(r"(?<!\{)\{([A-Za-z_]\w*)\}(?!\})")
 """A field of a question to the coach; doubled braces are literal ones."""
 
@@ -65,6 +70,17 @@ class ParentConfig(Config):
 
     strategy: Literal["epsilon_greedy", "pareto", "current_best"] = "epsilon_greedy"
     epsilon: float = Field(default=0.2, ge=0, le=1, description="Share of other parents once proposals are in vain")
+    frontier: Literal["rows", "metrics", "both"] = Field(
+        default="rows",
+        description="`pareto`: whoever is best on a row of val, in the mean of a metric of reward.objective, or in "
+        "either, is drawn",
+    )
+
+    @model_validator(mode="after")
+    def _frontier(self) -> ParentConfig:
+        if self.frontier != "rows" and self.strategy != "pareto":
+            raise ValueError(f"frontier: {self.frontier} has no effect without strategy: pareto")
+        return self
 
 
 class ProposalsConfig(Config):
@@ -91,10 +107,11 @@ class GepaConfig(Config):
 
 
 class DemosConfig(Config):
-    """`bootstrap_fewshot`: examples of good answers at the end of a prompt, from rollouts on train that passed."""
+    """`bootstrap_fewshot`, `reflective`: examples of good answers at the end of a prompt, from rollouts on train that
+    passed."""
 
-    max: int = Field(default=0, ge=0, description="Examples in a prompt; 0: four")
-    sets: int = Field(default=16, ge=1, description="Sets of examples drawn and compared")
+    max: int = Field(default=0, ge=0, description="Examples in a prompt; 0: four, or with `reflective` none")
+    sets: int = Field(default=16, ge=1, description="`bootstrap_fewshot`: sets of examples drawn and compared")
     source: Literal["passing_traces"] = "passing_traces"
 
 
@@ -198,7 +215,9 @@ class ApoBudget(Config):
     """Upper bounds that hold for the whole stage, confirmation and test comparison included."""
 
     max_rollouts: int = Field(default=500, ge=1)
-    max_coach_calls: int | None = Field(default=100, ge=1)
+    max_coach_calls: int | None = Field(
+        default=None, ge=1, description="null: one for every four rollouts, and at least 20"
+    )
     max_llm_calls: int | None = Field(default=None, ge=1)
     max_cost_usd: float | None = Field(default=None, gt=0)
     timeout_s: float | None = Field(default=None, gt=0, description="The batch in flight is finished")
@@ -222,6 +241,18 @@ class ReportConfig(Config):
     )
 
 
+_READ_BY: dict[str, tuple[str, ...]] = {
+    "reflection": ("reflective", "textual_gradient_beam"),
+    "parent": ("reflective",),
+    "proposals": ("reflective", "gepa"),
+    "beam": ("textual_gradient_beam",),
+    "gepa": ("gepa",),
+    "demos": ("bootstrap_fewshot", "reflective"),
+    "merge": ("reflective",),
+}
+"""Options that not every algorithm reads -> those that do: set for another, one is refused rather than ignored."""
+
+
 class ApoConfig(StageConfig):
     """Automatic prompt optimisation: rewrite prompts from failures, keep what is shown to be better."""
 
@@ -235,6 +266,12 @@ class ApoConfig(StageConfig):
     coach_temperature: float | None = Field(default=None, ge=0, description="null: the role's own")
     train: str = "train"
     val: str = "val"
+    val_rows: int | None = Field(
+        default=None,
+        ge=1,
+        description="Rows of val that the search reads; null: all, but at most an eighth of the rollouts, and at "
+        "least 20",
+    )
     samples: int = Field(default=1, ge=1, description="Rollouts a row, averaged")
     reflection: ReflectionConfig = ReflectionConfig()
     acceptance: AcceptanceConfig = AcceptanceConfig()
@@ -251,12 +288,13 @@ class ApoConfig(StageConfig):
     stop: StopConfig = StopConfig()
     report: ReportConfig = ReportConfig()
 
-    @field_validator("demos")
+    @field_validator(*_READ_BY)
     @classmethod
-    def _demos(cls, value: DemosConfig, info: ValidationInfo) -> DemosConfig:
-        algorithm = info.data.get("algorithm", "bootstrap_fewshot")
-        if algorithm != "bootstrap_fewshot" and value != DemosConfig():
-            raise ValueError(f"{algorithm} shows no examples: only algorithm: bootstrap_fewshot does")
+    def _has_an_effect(cls, value: Config, info: ValidationInfo) -> Config:
+        name, algorithm = str(info.field_name), info.data.get("algorithm")
+        readers = _READ_BY[name]
+        if algorithm and algorithm not in readers and value != type(value)():
+            raise ValueError(f"algorithm: {algorithm} does not read this, so it has no effect; {readers[0]} does")
         return value
 
     def roles(self) -> tuple[tuple[str, str], ...]:
@@ -275,6 +313,12 @@ class ApoConfig(StageConfig):
         if self.focus is None or not isinstance(rows, RowCounts):
             return rows
         return {**rows, **{split: rows.tagged(split, self.focus.tags) for split in (self.train, self.val)}}
+
+    def searched(self, rows: Mapping[str, int]) -> Mapping[str, int]:
+        """The row counts that the search has, val as far as it is read (with what `sealed` sets aside)."""
+        seen = self.in_focus(rows)
+        most = self.val_rows or max(LEAST_VAL, self.budget.max_rollouts // (VAL_SHARE * self.samples))
+        return {**seen, self.val: min(seen.get(self.val, 0), most)}
 
     def rest_cost(self, rows: Mapping[str, int]) -> int:
         """Rollouts to see that nothing else got worse: seed and winner on val's rows out of focus."""
@@ -313,11 +357,11 @@ class ApoConfig(StageConfig):
         return self.samples * (1 + self.demos.sets) * (train_rows + val_rows - self.sealed_rows(val_rows))
 
     def most_coach_calls(self) -> int:
-        """Coach calls that the search cannot exceed: without a bound of its own as many as rollouts."""
-        most = self.budget.max_coach_calls
+        """Coach calls that the search cannot exceed."""
         if not self.least_coach_calls():
             return 0
-        return self.budget.max_rollouts if most is None else most
+        by_rollouts = max(LEAST_COACH_CALLS, self.budget.max_rollouts // COACH_SHARE)
+        return self.budget.max_coach_calls or by_rollouts
 
     def least_coach_calls(self) -> int:
         """Coach calls of the smallest search; 0 if there is no coach."""
@@ -342,7 +386,7 @@ class ApoConfig(StageConfig):
 
 def _after_search(config: ApoConfig, rows: Mapping[str, int]) -> int:
     """Rollouts to confirm and report."""
-    val = config.in_focus(rows).get(config.val, 0)
+    val = config.searched(rows).get(config.val, 0)
     return config.confirm_cost(val) + config.rest_cost(rows) + config.noise_cost(val) + config.report_cost(rows)
 
 
@@ -351,7 +395,7 @@ def forecast(config: ApoConfig, recipe: Recipe, rows: Mapping[str, int]) -> Fore
     errors = _mistakes(config, recipe, rows)
     warnings: list[str] = []
     limit = config.budget.max_rollouts
-    seen = config.in_focus(rows)
+    seen = config.searched(rows)
     train, val = seen.get(config.train, 0), seen.get(config.val, 0)
     if train and val:
         search, after = config.least_search(train, val), _after_search(config, rows)
@@ -360,8 +404,8 @@ def forecast(config: ApoConfig, recipe: Recipe, rows: Mapping[str, int]) -> Fore
                 f"budget.max_rollouts={limit} is too small to do anything: the seed on {config.val}, one proposal and "
                 f"its confirmation need {search + after} rollouts ({search} to search, {after} to confirm and report)"
             )
-        most, least = config.budget.max_coach_calls, config.least_coach_calls()
-        if most is not None and most < least:
+        most, least = config.most_coach_calls(), config.least_coach_calls()
+        if most < least:
             errors.append(
                 f"budget.max_coach_calls={most} is too small to do anything: one proposal takes {least} calls"
             )
@@ -377,6 +421,8 @@ def forecast(config: ApoConfig, recipe: Recipe, rows: Mapping[str, int]) -> Fore
     calls = {config.policy: rollouts}
     if config.least_coach_calls():
         calls[config.coach] = calls.get(config.coach, 0) + config.most_coach_calls()
+    if "judge" in recipe.models:  # a reward asks it at least once for each rollout
+        calls["judge"] = calls.get("judge", 0) + rollouts
     return Forecast(rollouts=rollouts, calls=calls, warnings=tuple(warnings), errors=tuple(errors))
 
 
@@ -398,8 +444,11 @@ def _mistakes(config: ApoConfig, recipe: Recipe, rows: Mapping[str, int]) -> lis
     if len(set(wanted.values())) < len(wanted):
         errors.append("train, val and report.split must be different splits")
     errors += _unknown_tags(config, rows)
-    if config.confirm.mode == "sealed" and rows.get(config.val) and config.sealed_rows(rows[config.val]) < 4:
-        errors.append(f"confirm.mode=sealed: a third of {rows[config.val]} val rows is too few to show anything")
+    if config.parent.frontier != "rows" and not recipe.reward.objective:
+        errors.append(f"parent.frontier={config.parent.frontier}: reward.objective names no metrics")
+    val = config.searched(rows)[config.val]
+    if config.confirm.mode == "sealed" and val and config.sealed_rows(val) < 4:
+        errors.append(f"confirm.mode=sealed: a third of {val} val rows is too few to show anything")
     return errors
 
 
@@ -416,7 +465,7 @@ def _unknown_tags(config: ApoConfig, rows: Mapping[str, int]) -> list[str]:
 
 SPEC = StageSpec(
     type="apo",
-    version=2,
+    version=3,
     summary="optimise prompts from failures, and confirm the winner",
     config=ApoConfig,
     consumes={"prompts": ArtifactKind.PROMPTS, "model": ArtifactKind.MODEL},

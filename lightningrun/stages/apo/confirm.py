@@ -1,7 +1,8 @@
 """The last word of a search: the winner replaces the seed only if it is better beyond chance and beyond luck.
 
 Searching is choosing the best of many noisy scores, so that the winner's own score flatters it. ``corrected`` divides
-alpha by how often luck was given a chance on val; ``sealed`` tests on val rows that the search never read; ``fresh``
+alpha by how often luck was given a chance, and reads val and those training rows that seed and winner were compared on;
+``sealed`` tests on val rows that the search never read; ``fresh``
 tests on new samples of the val rows.
 """
 
@@ -37,9 +38,11 @@ async def confirm(
     rows: Sequence[Task],
     samples: int,
     rng_seed: int,
+    further: Sequence[float] = (),
 ) -> Confirmation:
     """Judge ``winner`` against ``seed``. ``trials``: how many chances luck had on val, that is candidates scored on all
-    of it, or fewer where they had to pass something before. ``rows``: the sealed ones in ``sealed`` mode, else val."""
+    of it, or fewer where they had to pass something before. ``rows``: the sealed ones in ``sealed`` mode, else val.
+    ``further``: what training rows say, winner minus seed; ``corrected`` alone reads it."""
     if winner.id == seed.id:
         return Confirmation(False, 1.0, config.alpha, "no candidate scored better than the seed")
     threshold = config.alpha
@@ -53,7 +56,7 @@ async def confirm(
             await evaluation.run(again)
             gaps = differences(seed.val or {}, evaluation.scores(again))
         else:
-            gaps = differences(seed.val or {}, winner.val or {})
+            gaps = [*differences(seed.val or {}, winner.val or {}), *further]
             threshold = config.alpha / trials
     except BudgetReached as reached:
         return Confirmation(False, 1.0, threshold, f"the confirmation could not be paid for: {reached}")

@@ -83,6 +83,11 @@ def with_demos(text: str, demos: Sequence[Demo]) -> str:
     return "\n\n".join([text.rstrip(), _HEAD, *(demo.text for demo in demos)]) if demos else text
 
 
+def without_demos(text: str) -> str:
+    """``text`` without a block of examples at its end."""
+    return text.partition(f"\n\n{_HEAD}")[0]
+
+
 def _given(call: LLMCall, prompt: str) -> str:
     """The call's input: what filled the prompt's placeholders, and the messages that are no instructions."""
     parts: list[str] = []

@@ -50,7 +50,12 @@ class Reflective(Search):
         """How often luck was given a chance on val. Whoever is no better than its parent passes the comparison that
         comes before at most half of the time, so that one proposal is half a trial."""
         tried = len(self.pool) - 1
-        return tried if self.config.acceptance.rule == "no_worse" else min(tried, self._compared / 2)
+        return tried if self.config.acceptance.rule == "no_worse" else max(1, min(tried, self._compared / 2))
+
+    def further(self) -> list[float]:
+        """Training rows that both have had count too: few proposals are compared on the same ones."""
+        rows = [task for task in self.setting.train if task.id not in self.best.shown]
+        return differences(*(self.evaluation.scores(self.jobs(who, rows)) for who in (self.root, self.best)))
 
     async def generation(self) -> str:
         """Plan, write, compare and book one generation. Returns why the search must end, or ''."""
@@ -100,7 +105,7 @@ class Reflective(Search):
             if number % self.config.proposals.per_parent == 0:
                 strategy = self.config.parent
                 epsilon = strategy.epsilon if self._unaccepted >= STALLED else 0.0
-                parent = choose_parent(self.pool, self.lead, strategy.strategy, epsilon, rng)
+                parent = choose_parent(self.pool, self.lead, strategy.strategy, epsilon, rng, strategy.frontier)
             attempt = self._attempt(self.proposals + 1, parent, free)
             if attempt is None:
                 break
@@ -110,16 +115,17 @@ class Reflective(Search):
         return attempts
 
     def _attempt(self, index: int, parent: Candidate, free: int) -> Attempt | None:
-        """A proposal that ``free`` rollouts pay for; near the end on rows that the parent has had, or on fewer."""
+        """A proposal that ``free`` rollouts pay for, on rows that the parent has had if these are enough: they cost
+        only the child's rollouts. Near the end on fewer rows."""
         rng = random.Random(f"{self.setting.seed}/proposal/{index}")
         components = list(self.setting.optimize)
         if self.config.component_selector == "round_robin":
             components = [components[(index - 1) % len(components)]]
-        train = self.setting.train
+        train = [task for task in self.setting.train if task.id not in parent.shown]
         known = [task for task in train if not self.evaluation.missing(self.jobs(parent, [task]))]
         size = min(self.config.acceptance.batch, len(train))
         less = max(min(LEAST_ROWS, size), min(size, free // self.config.samples))
-        for rows, count in ((train, size), (known, size), (known, less)):
+        for rows, count in ((known, size), (train, size), (known, less)):
             if len(rows) >= count:
                 attempt = Attempt(index, parent, components, rng.sample(rows, count), rng)
                 if self._price(attempt) <= free:
@@ -171,9 +177,14 @@ class Reflective(Search):
 
     def _leave_room(self, attempt: Attempt) -> None:
         """On a batch that the parent solves whole no child can do better: one row gives way to a known failure."""
-        failed = {rollout.task_id for rollout in self.failures(attempt.parent)}
-        if not any(task.id in failed for task in attempt.batch):
+        failed = {rollout.task_id for rollout in self.failures(attempt.parent)} - self._shown(attempt)
+        if failed and not any(task.id in failed for task in attempt.batch):
             attempt.batch[-1] = attempt.rng.choice([task for task in self.setting.train if task.id in failed])
+
+    @staticmethod
+    def _shown(attempt: Attempt) -> frozenset[str]:
+        """Training rows on which parent or child would only show that they can read."""
+        return attempt.parent.shown | (attempt.child.shown if attempt.child else frozenset())
 
     def _is_good(self, candidate: Candidate) -> bool:
         """Whether a candidate does well by what is known of it on train."""
@@ -204,7 +215,7 @@ class Reflective(Search):
 
     def _more_rows(self, attempt: Attempt, sharing: int) -> bool:
         """Add rows to a comparison if the budget pays for them; ``sharing`` comparisons are waiting for more."""
-        had = {task.id for task in attempt.batch}
+        had = {task.id for task in attempt.batch} | self._shown(attempt)
         fresh = [task for task in self.setting.train if task.id not in had]
         more = attempt.rng.sample(fresh, min(len(fresh), self.config.acceptance.batch))
         cost = len(self.evaluation.missing(self.jobs(attempt.parent, more))) + len(more) * self.config.samples
@@ -289,12 +300,10 @@ class Reflective(Search):
 
     def settle(self, attempt: Attempt) -> None:
         """Book one decided proposal, in order: whether it goes on val is decided later."""
-        if attempt.verdict == "accepted":
-            self._unaccepted = 0
-        else:
-            self._unaccepted += 1
-            if attempt.acceptance and attempt.acceptance["after"] > attempt.acceptance["before"] - 1e-9:
-                self._unscored.append(attempt)
+        self.count(attempt)
+        as_good = attempt.acceptance and attempt.acceptance["after"] > attempt.acceptance["before"] - 1e-9
+        if attempt.verdict != "accepted" and as_good:
+            self._unscored.append(attempt)
         if attempt.child:
             self._by_child[attempt.child.id] = attempt
         self.setting.log.attempt(attempt, self.best.id, self.spent())

@@ -22,7 +22,12 @@ from lightningrun.stages.apo.demos import Demo
 from lightningrun.stages.apo.evaluation import Evaluation, Job, jobs_for
 from lightningrun.stages.apo.guards import Guards
 from lightningrun.stages.apo.log import SearchLog
+from lightningrun.stages.statistics import mean
 from lightningrun.types import Rollout, Task
+
+BARREN = 8
+"""So many proposals in a row that gave nothing new to try (duplicates, refusals, answers without a prompt) end a
+search: the coach is asked in vain."""
 
 Describe = Callable[[Rollout, Mapping[str, str]], str]
 """Writes one rollout down for the coach; the mapping holds the prompts it ran with."""
@@ -45,6 +50,8 @@ class Setting:
     bottom: float
     top: float
     """The worst and the best score that the reward can give."""
+    weights: Mapping[str, float]
+    """The metrics of the reward's objective and their weights, if it has one."""
     evaluation: Evaluation
     coach: Coach
     guards: Guards
@@ -68,6 +75,8 @@ class Outcome:
     trials: float
     """How many chances luck had to make one of them look better on val than it is."""
     stopped: str
+    further: Sequence[float] = ()
+    """Best minus seed on training rows that both have had, where that may count for the confirmation."""
 
 
 class Search(ABC):
@@ -87,6 +96,7 @@ class Search(ABC):
         self.glimpsed = 0
         """Candidates that were dropped for some val scores: for the confirmation they count as scored on val."""
         self._unaccepted = 0
+        self._barren = 0
         self._without_best = 0
 
     @abstractmethod
@@ -103,6 +113,7 @@ class Search(ABC):
         jobs = self.val_jobs(self.root)
         await self.evaluation.run(jobs)
         self.root.val = self.evaluation.scores(jobs)
+        self.root.metrics = self._metrics(self.root)
         self._log_seed()
         stopped = self._reason_to_stop()
         while not stopped:
@@ -115,12 +126,16 @@ class Search(ABC):
         except BudgetReached as reached:
             stopped = str(reached)
         self.setting.log.info(f"search ended after {self.proposals} proposals: {stopped}")
-        return Outcome(self.pool, self.best, self.proposals, self.trials, stopped)
+        return Outcome(self.pool, self.best, self.proposals, self.trials, stopped, self.further())
 
     @property
     def trials(self) -> float:
         """How many candidates val scores were read of, the seed not counted."""
         return len(self.pool) - 1 + self.glimpsed
+
+    def further(self) -> list[float]:
+        """What training rows say of best against seed; nothing where many were compared on them to find the best."""
+        return []
 
     async def finish(self) -> None:  # noqa: B027 (nothing to do is a choice)
         """Spend what the budget has left when the search has ended."""
@@ -133,6 +148,8 @@ class Search(ABC):
             return f"{stop.patience} candidates on val without a new best (stop.patience)"
         if self._unaccepted >= stop.stall_proposals:
             return f"{stop.stall_proposals} proposals in a row were not accepted (stop.stall_proposals)"
+        if self._barren >= BARREN:
+            return f"{BARREN} proposals in a row gave nothing new to try"
         if self.coach.calls_left < max(1, self.config.least_coach_calls()):
             return "budget.max_coach_calls is spent"
         if self.setting.out_of_time(self.step):
@@ -161,15 +178,19 @@ class Search(ABC):
         for attempt in accepted:
             child = self.child(attempt)
             child.val = self.evaluation.scores(self.val_jobs(child))
+            child.metrics = self._metrics(child)
 
     def settle(self, attempt: Attempt) -> None:
         """Book one decided proposal, in order."""
+        self.count(attempt)
         if attempt.verdict == "accepted":
-            self._unaccepted = 0
             self.keep(self.child(attempt))
-        else:
-            self._unaccepted += 1
         self.setting.log.attempt(attempt, self.best.id, self.spent())
+
+    def count(self, attempt: Attempt) -> None:
+        """Count how many proposals in a row were in vain."""
+        self._unaccepted = 0 if attempt.verdict == "accepted" else self._unaccepted + 1
+        self._barren = 0 if attempt.child else self._barren + 1
 
     def keep(self, candidate: Candidate) -> None:
         """Take a candidate that was scored on val into the pool; it may be the best so far."""
@@ -181,6 +202,15 @@ class Search(ABC):
 
     def is_better(self, challenger: Candidate, holder: Candidate) -> bool:
         return better(challenger, holder)
+
+    def _metrics(self, candidate: Candidate) -> dict[str, float]:
+        """The mean on val of each metric of the reward's objective, turned so that more is better."""
+        told = [one.metrics for one in self.evaluation.rollouts(self.val_jobs(candidate)) if one.status.scored]
+        means: dict[str, float] = {}
+        for name, weight in self.setting.weights.items():
+            values = [metrics[name] for metrics in told if name in metrics]
+            means |= {name: mean(values) * (1 if weight > 0 else -1)} if values else {}
+        return means
 
     def failures(self, candidate: Candidate) -> list[Rollout]:
         """The candidate's known rollouts on train that could have scored better."""

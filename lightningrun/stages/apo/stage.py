@@ -7,6 +7,7 @@ arrives at the same point without repeating any of them.
 from __future__ import annotations
 
 import importlib
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -78,7 +79,7 @@ class _Room:
         self.optimize = config.optimize or sorted(ctx.prompts)
         self.rows = _split_rows(ctx)
         self.report_cost = config.report_cost(counts)
-        val_rows = config.in_focus(counts)[config.val]
+        val_rows = config.searched(counts)[config.val]
         self.rest_cost = config.rest_cost(counts)
         self.noise_cost = config.noise_cost(val_rows)
         reserved = config.confirm_cost(val_rows) + self.rest_cost + self.noise_cost + self.report_cost
@@ -86,7 +87,8 @@ class _Room:
         self.evaluation = Evaluation(ctx.engine, self.budget)
         limits = config.budget
         ctx.service.open_stage(ctx.stage, Limits(limits.max_llm_calls, limits.max_cost_usd))
-        self.coach = Coach(ctx.service, ctx.stage, config.coach, limits.max_coach_calls, config.coach_temperature)
+        asks = config.most_coach_calls() or None
+        self.coach = Coach(ctx.service, ctx.stage, config.coach, asks, config.coach_temperature)
         self.log = SearchLog(ctx.journal, ctx.stage, config.algorithm)
 
     async def search(self) -> Outcome:
@@ -102,6 +104,7 @@ class _Room:
             val=self.rows.val,
             bottom=reward_range[0] if reward_range else 0.0,
             top=reward_range[1] if reward_range else 1.0,
+            weights=ctx.recipe.reward.objective or {},
             evaluation=self.evaluation,
             coach=self.coach,
             guards=Guards(config.guards, {name: ctx.prompts[name] for name in self.optimize}, guarded),
@@ -142,7 +145,7 @@ class _Room:
         rows = self.rows.sealed if config.confirm.mode == "sealed" else self.rows.val
         judged = await confirm(
             config.confirm, outcome.pool[0], outcome.best, outcome.trials, self.evaluation, rows, config.samples,
-            self.ctx.seed,
+            self.ctx.seed, outcome.further,
         )  # fmt: skip
         self.log.info(judged.reason)
         return judged
@@ -266,7 +269,8 @@ def _algorithm(name: str) -> type[Search]:
 
 
 def _split_rows(ctx: StageContext) -> _Rows:
-    """The rows of each step; in ``sealed`` mode every third val row is kept from the search."""
+    """The rows of each step: val as far as the budget can afford it; in ``sealed`` mode every third row of it is kept
+    from the search."""
     config: ApoConfig = ctx.config
     splits = ctx.data.splits
     counts = {name: len(split.tasks) for name, split in splits.items()}
@@ -276,6 +280,10 @@ def _split_rows(ctx: StageContext) -> _Rows:
         tags = set(config.focus.tags)
         rest = [task for task in val if tags.isdisjoint(task.tags)]
         train, val = ([task for task in rows if not tags.isdisjoint(task.tags)] for rows in (train, val))
+    read = config.searched(RowCounts({name: split.tasks for name, split in splits.items()}))[config.val]
+    if read < len(val):
+        kept = random.Random(f"{ctx.seed}/val").sample(range(len(val)), read)
+        val = [val[number] for number in sorted(kept)]
     aside = config.sealed_rows(len(val))
     sealed = val[2::3][:aside]
     hidden = {task.id for task in sealed}

@@ -11,7 +11,9 @@ from lightningrun.stages.apo.attempts import Attempt, choose_failures, in_shares
 from lightningrun.stages.apo.candidates import Candidate
 from lightningrun.stages.apo.coach import Proposal, answer_form, shown_failures, shown_prompts, write_question
 from lightningrun.stages.apo.config import FIELD
+from lightningrun.stages.apo.demos import with_demos, without_demos
 from lightningrun.stages.apo.edits import edit_form
+from lightningrun.stages.apo.examples import example_pools, fitting
 from lightningrun.stages.apo.merging import Pair, combined, write_merge_question
 from lightningrun.stages.apo.replies import refused
 from lightningrun.stages.apo.search import Setting
@@ -45,7 +47,7 @@ class Writer:
             shown = choose_failures(self._failures(one.parent), self._setting.top, reflection, one.rng)
             rounds = 1 if self._is_good(one.parent) else reflection.rounds
             shares[one.index] = in_shares(shown, reflection.batch, rounds)
-            one.texts = {name: one.parent.prompts[name] for name in one.components}
+            one.texts = {name: without_demos(one.parent.prompts[name]) for name in one.components}
         for number in range(reflection.rounds):
             asked = [one for one in attempts if number < len(shares[one.index])]
             asked = asked[: int(min(len(asked), self._setting.coach.calls_left // config.calls_a_round()))]
@@ -63,14 +65,15 @@ class Writer:
     async def merge(self, attempt: Attempt, pair: Pair) -> None:
         """Write the merge of two candidates; the coach is asked only about prompts that both have changed."""
         setting = self._setting
-        attempt.texts, both = combined(pair, attempt.components)
+        bare = Pair(*(_bare(one) for one in (pair.first, pair.second, pair.ancestor)))
+        attempt.texts, both = combined(bare, attempt.components)
         if both:
             config, failed = setting.config.reflection, list[list[str]]()
             for one in (pair.first, pair.second):
                 shown = choose_failures(self._failures(one), setting.top, config, attempt.rng)[: config.batch // 2]
                 failed.append([setting.describe(rollout, one.prompts) for rollout in shown])
             current = {name: attempt.texts[name] for name in both}
-            question = write_merge_question(pair, both, failed)
+            question = write_merge_question(bare, both, failed)
             self._take(attempt, [await setting.coach.rewrite(attempt.index, current, question)])
         else:
             prompts = {**pair.first.prompts, **attempt.texts}
@@ -114,13 +117,41 @@ class Writer:
         """Make a candidate of a proposal that is fit for rollouts; ``parents`` if they are two."""
         if not attempt.written:
             return
+        shown = self._examples(attempt)
         prompts = {**attempt.parent.prompts, **attempt.texts}
         twin = self._setting.guards.duplicate_of(prompts)
         if twin is not None:
             attempt.verdict, attempt.reason = "duplicate", f"the same as candidate {twin}"
         else:
             self._setting.guards.remember(prompts, attempt.index)
-            attempt.child = Candidate(attempt.index, prompts, parents or (attempt.parent.id,))
+            attempt.child = Candidate(attempt.index, prompts, parents or (attempt.parent.id,), shown=shown)
+
+    def _examples(self, attempt: Attempt) -> frozenset[str]:
+        """Put fresh examples of what the parent does well at the end of the texts. Returns the training rows shown:
+        none of those that the proposal is compared on first."""
+        setting, most = self._setting, self._setting.config.demos.max
+        if not most:
+            return frozenset()
+        pools = example_pools(setting, attempt.parent, 1)
+        compared = {task.id for task in attempt.batch}
+        rows = [row for row in dict.fromkeys(row for pool in pools.values() for row in pool) if row not in compared]
+        drawn = attempt.rng.sample(rows, min(most, len(rows)))
+        shown: set[str] = set()
+        texts = dict(attempt.texts)
+        for name in attempt.components:
+            text = without_demos(texts[name])
+            demos = fitting(setting, text, [pools[name][row] for row in drawn if row in pools[name]])
+            texts[name] = with_demos(text, demos)
+            shown |= {demo.task_id for demo in demos}
+        kept = attempt.parent.shown if len(attempt.components) < len(setting.optimize) else frozenset()
+        attempt.texts = texts
+        return kept | shown
+
+
+def _bare(candidate: Candidate) -> Candidate:
+    """The candidate's prompts without their examples."""
+    texts = {name: without_demos(text) for name, text in candidate.prompts.items()}
+    return Candidate(candidate.id, texts, candidate.parents)
 
 
 def fill(template: str, current: Mapping[str, str], failures: Sequence[str], critique: str = "", form: str = "") -> str:
