@@ -128,7 +128,7 @@ class Prepared:
         if self.recipe.agent.python is None:
             return None
         found = self.python()
-        return {"version": found.version, "packages": list(found.packages)}
+        return {"version": found.version, "packages": dict(found.packages)}
 
     def plan(
         self,

@@ -29,10 +29,11 @@ if sys.version_info >= (3, 10):
     local, names = json.loads(sys.argv[1])
     local = [os.path.realpath(folder) for folder in local]
     places = {os.path.realpath(folder) for folder in sys.path if folder and os.path.isdir(folder)} - set(local)
-    found = {name[:-10] for folder in places for name in os.listdir(folder) if name.endswith(".dist-info")}
+    names_there = [name[:-10] for folder in places for name in os.listdir(folder) if name.endswith(".dist-info")]
+    found = [name.partition("-")[::2] for name in names_there]
     sys.path[:0] = local
     known = lambda name: name in sys.modules or importlib.util.find_spec(name) is not None
-    answer.update(packages=sorted(found), absent=[name for name in names if not known(name)])
+    answer.update(packages=dict(sorted(found)), absent=[name for name in names if not known(name)])
 print(json.dumps(answer))
 """
 _SLOT_SERVER = "import sys; sys.path.insert(0, {!r}); from lightningrun.agents import slot_server; slot_server.main()"
@@ -44,8 +45,8 @@ class Interpreter:
 
     executable: str
     version: str
-    packages: tuple[str, ...]
-    """``name-version`` of each installed distribution."""
+    packages: Mapping[str, str]
+    """Version of each installed distribution."""
     absent: tuple[str, ...]
     """Those of the modules asked for that it cannot import."""
 
@@ -91,7 +92,7 @@ def ask(path: str, env: Mapping[str, str], names: Sequence[str] = (), local: Seq
     dotted = ".".join(map(str, version))
     if tuple(version) < OLDEST:
         raise Missing(f"{path} is Python {dotted}", hint="it must be 3.10 or newer")
-    return Interpreter(program, dotted, tuple(answer["packages"]), tuple(answer["absent"]))
+    return Interpreter(program, dotted, answer["packages"], tuple(answer["absent"]))
 
 
 def imported(file: Path) -> list[str]:

@@ -97,13 +97,13 @@ def test_a_run_and_what_is_kept_of_it(project: Path, monkeypatch: pytest.MonkeyP
     done = run_cli(project, "recipe.yaml", "--until", "baseline")
     assert done.returncode == 0, done.stderr
     lock = json.loads((project / "runs/latest/lock.json").read_text())["agent_python"]
-    assert lock["packages"] == ["strange_framework-1.5.0"]
+    assert lock["packages"] == {"strange_framework": "1.5.0"}
     assert lock["path"] == str(project / "envs/own")
     assert lock["version"] == ".".join(map(str, sys.version_info[:3]))
     monkeypatch.chdir(project)
     assert str(baseline().action.value) == "cached"
     install(project / "envs/own", "other", "2.0")
-    assert baseline().action.value == "run" and "agent.python.packages" in baseline().reason
+    assert baseline().action.value == "run" and "agent.python.packages.other added: 2.0" in baseline().reason
 
 
 def baseline() -> StagePlan:
