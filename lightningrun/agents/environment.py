@@ -40,15 +40,19 @@ def agent_environment(environ: Mapping[str, str], extra: Mapping[str, str]) -> d
 
 
 def endpoint_environment(base_url: str, token: str, model: str) -> dict[str, str]:
-    """The variables by which OpenAI's and Anthropic's clients, and OpenTelemetry's exporters, find the gateway."""
+    """The variables by which OpenAI's and Anthropic's clients find the gateway."""
     openai = {"OPENAI_BASE_URL": base_url, "OPENAI_API_BASE": base_url, "OPENAI_API_KEY": token, "OPENAI_MODEL": model}
     root = base_url.removesuffix("/v1")  # Anthropic's clients add it
     anthropic = {"ANTHROPIC_BASE_URL": root, "ANTHROPIC_API_KEY": token, "ANTHROPIC_MODEL": model}
-    telemetry = {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": root,
+    return {**openai, **anthropic}
+
+
+def telemetry_environment(base_url: str, token: str) -> dict[str, str]:
+    """The variables by which OpenTelemetry's exporters in an agent find the gateway."""
+    return {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": base_url.removesuffix("/v1"),
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{base_url}/traces",
         "OTEL_EXPORTER_OTLP_HEADERS": f"Authorization=Bearer%20{token}",
         "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
         "OTEL_BSP_SCHEDULE_DELAY": "500",  # ms: spans of an agent that is killed for its time are mostly there
     }
-    return {**openai, **anthropic, **telemetry}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightningrun.agents import wire
-from lightningrun.agents.environment import endpoint_environment
+from lightningrun.agents.environment import endpoint_environment, telemetry_environment
 from lightningrun.agents.fork_server import ForkServer, ServerLost
 from lightningrun.agents.jobs import Bind, Endpoint, Outcome
 from lightningrun.errors import UsageError
@@ -98,7 +98,8 @@ class Slot:
             "entrypoint": kind.entrypoint,
             "args": dict(kind.args),
             "llm": llm,
-            "env": endpoint_environment(self._url, self._token, kind.model),
+            "env": endpoint_environment(self._url, self._token, kind.model)
+            | (telemetry_environment(self._url, self._token) if kind.role == "agent" else {}),
             "memory_mb": kind.memory_mb,
             "log": str(self._server.logs / f"{kind.role}-{self.number}.log"),
         }

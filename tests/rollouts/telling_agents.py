@@ -51,6 +51,16 @@ def hanging(question):
     time.sleep(60)
 
 
+def variables(question):
+    ask(question, "You are the writer.")
+    return sorted(name for name in os.environ if name.startswith("OTEL_"))
+
+
+def no_variables(output):
+    """A reward: its own tools' telemetry is none of ours."""
+    return float(bool(output) and not any(name.startswith("OTEL_") for name in os.environ))
+
+
 def main():
     """As a command: its SDK flushes when the process ends."""
     print(json.dumps(graph(json.loads(os.environ["LIGHTNINGRUN_TASK"])["question"])))

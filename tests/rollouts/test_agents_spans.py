@@ -64,6 +64,13 @@ async def test_another_collector_of_the_agent_s_is_left_to_it_and_never_waited_f
     assert time.monotonic() - began < 15 and not (tmp_path / "spans.jsonl").exists()
 
 
+async def test_the_agent_has_the_variables_and_the_reward_has_not(tmp_path: Path) -> None:
+    reward = {"function": f"{FILE}:no_variables"}
+    async with Plant(tmp_path, recipe({"entrypoint": f"{FILE}:variables"}, reward=reward)) as plant:
+        (rollout,) = await plant.engine().run(requests(1, PROMPTS))
+    assert rollout.score == 1.0 and "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" in rollout.output
+
+
 async def test_agents_without_telemetry_have_no_file_of_it(tmp_path: Path) -> None:
     assert "opentelemetry" not in os.environ
     _, (rollout,) = await rolled(tmp_path, entrypoint=f"{HERE}/agents_for_tests.py:good")
