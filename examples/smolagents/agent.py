@@ -27,7 +27,8 @@ def run_sql(query: str) -> str:
 
 
 model = OpenAIModel("gpt-4.1-mini")  # OPENAI_BASE_URL and OPENAI_API_KEY
-agent = ToolCallingAgent([run_sql], model, instructions=PROMPT, max_steps=6, verbosity_level=LogLevel.OFF)
+agent = ToolCallingAgent([run_sql], model, max_steps=6, verbosity_level=LogLevel.OFF)
+agent.prompt_templates["system_prompt"] = PROMPT  # in place of smolagents' own
 
 
 def answer(question: str) -> dict:

@@ -8,7 +8,8 @@ import pytest
 from tests.examples.example_run import ran
 
 NEEDED = ("node", "npm")
-FEW = (
+FEW = (  # a process for each rollout: as few rows as show it, with a seed with which so few do
+    "seed=10",
     "task.data.train.limit=16",
     "task.data.val.limit=16",
     "task.data.test.limit=16",
