@@ -24,6 +24,8 @@ help:
 	@echo 'make bench-apo  prompt optimisers side by side, about 20 minutes (QUICK=1: a few)'
 	@echo 'make bench-gateway  what the gateway adds to a call, beside the LiteLLM proxy (PROXY= leaves it out)'
 	@echo 'make bench-train  GRPO steps of ours beside TRL, about 10 minutes on a quiet machine'
+	@echo 'make setup-gpu  .venv-gpu with the extra gpu (vLLM, torch for CUDA), on a machine with an NVIDIA GPU'
+	@echo 'make gpu-check  what the GPU does with the embedded engine, sft and verl_grpo; without one, what is missing'
 	@echo 'make clean      remove what was built (runs/ stays)'
 
 setup: $(STAMP)
@@ -107,6 +109,20 @@ $(TRL)/.installed: bench/constraints-trl.txt
 	$(PYTHON) -m venv --clear $(TRL)
 	$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check -c $< 'trl==1.16.0' torch jinja2
 	@touch $@
+
+.PHONY: setup-gpu gpu-check
+GPU_VENV := .venv-gpu
+
+setup-gpu: $(GPU_VENV)/.installed
+
+$(GPU_VENV)/.installed: pyproject.toml constraints-gpu.txt
+	$(PYTHON) -m venv --clear $(GPU_VENV)
+	$(GPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-gpu.txt -e '.[gpu]'
+	@touch $@
+
+# Exits with 5 (make: "Error 5") where something is missing; installs nothing.
+gpu-check:
+	@$(firstword $(wildcard $(GPU_VENV)/bin/python $(BIN)/python) $(PYTHON)) scripts/gpu_check.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
