@@ -106,11 +106,18 @@ class Trainer:
             "TOKENIZERS_PARALLELISM": "false",
             "VERL_LOGGING_LEVEL": "WARNING",
         }
+        patient = {
+            "RAY_agent_register_timeout_ms": "600000",
+            "RAY_gcs_server_request_timeout_seconds": "300",
+            "RAY_health_check_timeout_ms": "120000",
+            "RAY_worker_register_timeout_seconds": "600",
+        }  # on few cores that others use too, a start takes minutes
         if device == "cpu":  # threads of several processes on few cores cost far more than they give
             quiet |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
             kept.pop("CUDA_VISIBLE_DEVICES", None)  # Ray would count the logical GPU against it
         return {
             **quiet,
+            **patient,
             **kept,
             "PYTHONPATH": os.pathsep.join(home),
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -158,6 +165,11 @@ class Trainer:
             f"verl's trainer ended with status {self.status}: {last[:400]}",
             hint=f"all that it said is in {self._log}; `resume` goes on from its last checkpoint",
         )
+
+    @property
+    def was_too_slow(self) -> bool:
+        """Whether it ended because Ray, which allows itself 30 s for that, could not start on a busy machine."""
+        return not self.is_ready and "timed out during startup" in self.failure().message
 
     async def end(self) -> None:
         """Kill whatever is left of it, and wait until it is gone."""

@@ -10,6 +10,7 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -44,6 +45,8 @@ HEALTH = {
 }
 """verl's names of what is forwarded -> ours."""
 _LOOK_S = 0.2
+_STARTS = 3
+"""How often a start is tried."""
 
 
 @dataclass(slots=True)
@@ -109,18 +112,30 @@ class RayTraining:
         engine.answered = self._sign_of_life
         await ctx.service.rest(config.policy)  # verl serves the policy itself, and wants the memory
         self._hub = Hub(ctx, engine, rows, self._trained, self._evaluated)
+        split = {"train": rows, "eval": ctx.data.splits[config.eval.split].tasks}
+        for left in reversed(range(_STARTS)):
+            if await self._went_on(tree, split, last=not left):
+                break
+            ctx.warn("Ray did not start within its 30 s, as the machine is busy: once more")
+        return self._result()
+
+    async def _went_on(self, tree: settings.Tree, rows: Mapping[str, Sequence[Task]], last: bool) -> bool:
+        """Let verl train to its end. Raises why it did not; False where it is worth another try."""
         self._trainer = trainer = Trainer(self._log)
-        judged = ctx.data.splits[config.eval.split].tasks
         try:
             with disk_errors(trainer.folder):
-                trainer.write(tree, {"train": rows, "eval": judged}, self._checkpoints)
+                trainer.write(tree, rows, self._checkpoints)
             async with self._hub.listening(trainer.socket):
-                keys = [model.api_key_env for model in ctx.recipe.models.values() if model.api_key_env]
+                keys = [model.api_key_env for model in self._ctx.recipe.models.values() if model.api_key_env]
                 trainer.start("cuda" if self._gpus else "cpu", keys)
                 await self._until_the_end()
+        except StageFailed:
+            if last or trainer.status is None or not trainer.was_too_slow:
+                raise
+            return False
         finally:
             await asyncio.shield(trainer.end())
-        return self._result()
+        return True
 
     def _rows(self) -> list[Task]:
         """Whose rollouts each step wants, one step after the other: as the other backend draws them."""
