@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 
 help:
 	@echo 'make setup      .venv with lightningrun and everything to develop it'
-	@echo 'make demo       setup, then repair the SQL agent: no key, no GPU, no network'
+	@echo 'make demo       setup, then from a prompt to weights: no key, no GPU, no network'
 	@echo 'make test       the fast tests'
 	@echo 'make test-slow  kills, faults and whole runs'
 	@echo 'make test-examples  every example of examples/ in its own framework: installs them, needs a package index'

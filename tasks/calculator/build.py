@@ -12,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from tasks.calculator.agent import TOOL
 from tasks.calculator.stories import NAMES, STORIES, Story, numbers, worked
 
 HERE = Path(__file__).parent
@@ -49,6 +50,12 @@ def _row(story: Story, rng: random.Random, used: set[str]) -> dict[str, Any]:
         used.add(key)
         question = rng.choice(story.wordings).format(**values, name=rng.choice(NAMES))
         return {"question": question, "answer": answer, "steps": steps, "tags": [story.difficulty, *story.tags]}
+
+
+def words() -> list[str]:
+    """What is around the expression in every call of the calculator: two whole words, for a tokenizer."""
+    call = {"name": TOOL["function"]["name"], "arguments": {"expression": "@"}}
+    return json.dumps(call).split("@")
 
 
 if __name__ == "__main__":

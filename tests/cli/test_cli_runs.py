@@ -238,15 +238,15 @@ def test_resume_takes_overrides_without_a_run(cli: Cli, task: Path) -> None:
 
 def test_the_sql_agent_template_is_complete(cli: Cli, tmp_path: Path) -> None:
     made = cli("init", "here", "--template", "sql_agent", cwd=tmp_path)
-    assert made.stdout.endswith("next: cd here && lightningrun recipes/sql_agent.yaml\n")
-    done = cli("check", "recipes/sql_agent.yaml", cwd=tmp_path / "here")
+    assert made.stdout.endswith("next: cd here && lightningrun recipes/sql_agent_apo.yaml\n")
+    done = cli("check", "recipes/sql_agent_apo.yaml", cwd=tmp_path / "here")
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
 def test_the_sql_agent_template_runs_at_once(cli: Cli, tmp_path: Path) -> None:
     cli("init", "--template", "sql_agent", cwd=tmp_path)
-    done = cli("recipes/sql_agent.yaml", FAST, cwd=tmp_path)
+    done = cli("recipes/sql_agent_apo.yaml", FAST, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "confirmed (95%, paired)" in done.stdout
 

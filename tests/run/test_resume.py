@@ -199,14 +199,12 @@ def test_eight_runs_at_once_all_end_well(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_the_demo_killed_at_twenty_random_moments(tmp_path: Path) -> None:
-    """`recipes/sql_agent.yaml` itself, MLflow included: same prompt and scores, and no answered call asked again."""
-    recipe = ("recipes/sql_agent.yaml", "--runs-dir")
+    """The demo's first half, MLflow included: same prompt and scores, and no answered call asked again."""
+    recipe = ("recipes/sql_agent_apo.yaml", "--runs-dir")
 
     def final(runs: Path) -> dict[str, Any]:
-        done = lightningrun(REPOSITORY, "show", "latest", "--json", "--runs-dir", str(runs))
-        shown = json.loads(done.stdout)
         prompt = lightningrun(REPOSITORY, "prompt", "latest", "--runs-dir", str(runs)).stdout
-        return {"prompt": prompt, "stages": {name: stage["metrics"] for name, stage in shown["stages"].items()}}
+        return {"prompt": prompt, "stages": metrics_of(runs)}
 
     calm = tmp_path / "calm"
     began = time.monotonic()
@@ -225,8 +223,61 @@ def test_the_demo_killed_at_twenty_random_moments(tmp_path: Path) -> None:
         done = lightningrun(REPOSITORY, "resume", "--runs-dir", str(runs))
         assert done.returncode == 0, done.stdout + done.stderr
         assert final(runs) == expected
-        answered: collections.Counter[str] = collections.Counter()
-        for _, call in read_journal(runs / "latest" / "calls.jsonl"):
-            if call["response"] is not None and not call["cached"]:
-                answered[call["cache_key"]] += 1
-        assert set(answered.values()) == {1}
+        assert asked_once(runs)
+
+
+def metrics_of(runs: Path) -> dict[str, dict[str, Any]]:
+    shown = json.loads(lightningrun(REPOSITORY, "show", "latest", "--json", "--runs-dir", str(runs)).stdout)
+    return {name: stage["metrics"] for name, stage in shown["stages"].items()}
+
+
+def asked_once(runs: Path) -> bool:
+    answered: collections.Counter[str] = collections.Counter()
+    for _, call in read_journal(runs / "latest" / "calls.jsonl"):
+        if call["response"] is not None and not call["cached"]:
+            answered[call["cache_key"]] += 1
+    return set(answered.values()) == {1}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_demo_killed_while_it_trains(tmp_path: Path) -> None:
+    """The demo's second half, shortened: the same weights, and the same scores of every step's evaluations."""
+    pytest.importorskip("verl", exc_type=ImportError)
+    short = [
+        "stages.apo.when=never", "stages.final.when=never", "stages.sft.steps=60", "stages.sft.save_every_s=0.2",
+        "stages.grpo.steps=3", "stages.grpo.batch=8", "stages.grpo.eval.every=2", "stages.grpo.save_every_s=0.1",
+    ]  # fmt: skip
+    recipe = ("recipes/sql_agent.yaml", *short, "--until", "grpo", "--runs-dir")
+
+    def final(runs: Path) -> dict[str, Any]:
+        made = {
+            stage: json.loads((runs / "latest" / "stages" / stage / "outputs" / "model" / "manifest.json").read_text())
+            for stage in ("sft", "grpo")
+        }
+        scores = {name: {k: v for k, v in m.items() if k != "cpu_s"} for name, m in metrics_of(runs).items()}
+        return {"weights": {stage: manifest["files"] for stage, manifest in made.items()}, "scores": scores}
+
+    calm = tmp_path / "calm"
+    done = lightningrun(REPOSITORY, *recipe, str(calm))
+    assert done.returncode == 0, done.stdout + done.stderr
+    expected, total = final(calm), journal_lines_of(calm)
+    begins = journal_lines_of(calm, before='"sft"')
+    rng = random.Random(int(os.environ.get("KILL_SEED", "4")))
+    for moment in range(3):
+        runs = tmp_path / f"runs-{moment}"
+        target = rng.randrange(begins, total)
+        process = start(REPOSITORY, *recipe, str(runs))
+        wait_for(lambda: journal_lines_of(runs) >= target or process.poll() is not None, 200)  # noqa: B023
+        process.kill()
+        process.wait()
+        done = lightningrun(REPOSITORY, "resume", "--until", "grpo", "--runs-dir", str(runs))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert final(runs) == expected, f"killed at {target} of {total} events"
+
+
+def journal_lines_of(runs: Path, before: str = "") -> int:
+    """Lines of the latest run's journal; with ``before``, those until one that holds it."""
+    path = runs / "latest" / "journal.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((n for n, line in enumerate(lines) if before in line), len(lines)) if before else len(lines)

@@ -191,3 +191,24 @@ def test_the_agent_solves_its_rows_through_the_gateway(
     assert len(rollouts) == 20 and all(rollout["score"] == 1.0 for rollout in rollouts)
     steps = {row["id"]: len(row["steps"]) for row in problems["test"]}
     assert all(rollout["output"]["calls"] == steps[rollout["task_id"]] + 1 for rollout in rollouts)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_small_model_learns_the_tool_by_example_and_then_by_reward(tmp_path: Path) -> None:
+    """The recipe, shortened: worked solutions, several turns each, and then rewards alone, on problems new to it."""
+    pytest.importorskip("verl", exc_type=ImportError)
+    short = ["stages.sft.steps=400", "stages.grpo.steps=12", "stages.grpo.eval.every=6", "stages.final.gate.beats=null"]
+    where = ["--runs-dir", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "lightningrun", "recipes/calculator.yaml", *short, "tracking.enabled=false", *where],
+        cwd=ROOT, capture_output=True, text=True, timeout=800, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    shown = subprocess.run(
+        [sys.executable, "-m", "lightningrun", "show", "latest", "--json", *where],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    metrics = {name: stage["metrics"] for name, stage in json.loads(shown.stdout)["stages"].items()}
+    assert metrics["sft"]["gold_reward"] == 1.0 and metrics["sft"]["examples"] == 280
+    assert 0 < metrics["imitated"]["reward"] < metrics["final"]["reward"]

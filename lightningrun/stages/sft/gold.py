@@ -64,7 +64,8 @@ class GoldModel:
 
 
 def gold_answers(named: str, where: str) -> Callable[[Task], list[Body]]:
-    """How a row becomes assistant messages. ``named`` is a field of the rows, or ``module:function`` of a row.
+    """How a row becomes assistant messages. ``named`` is a field of the rows, or ``module:function`` of a row, which
+    may give the whole conversation: what others say in it is left out.
 
     Raises UsageError, at once or for a row that has no such field or whose messages are none.
     """
@@ -80,8 +81,11 @@ def gold_answers(named: str, where: str) -> Callable[[Task], list[Body]]:
             return [{"role": "assistant", "content": text}]
         wanted = {n: task.fields[n] for n in inspect.signature(function).parameters if n in task.fields}
         messages = function(**wanted) if by_name else function(task=dict(task.fields))
-        if not isinstance(messages, list) or not all(isinstance(one, dict) for one in messages) or not messages:
-            raise UsageError(f"{named} must return the row's assistant messages, a list of mappings", where=where)
-        return messages
+        if not isinstance(messages, list) or not all(isinstance(one, dict) for one in messages):
+            raise UsageError(f"{named} must return the row's messages, a list of mappings", where=where)
+        answers = [message for message in messages if message.get("role", "assistant") == "assistant"]
+        if not answers:
+            raise UsageError(f"{named} returned no message of the assistant for row {task.id!r}", where=where)
+        return answers
 
     return answers
