@@ -55,6 +55,7 @@ class Plant:
 
         def say(text: str) -> None:
             journal.emit("log", level="info", message=text)
+            journal.flash("note", message=text)
 
         service = ModelService(
             recipe.models, folder.calls, environ=environ, seed=recipe.seed, limits=limits, mask=mask, say=say

@@ -50,6 +50,8 @@ def describe(event: Event, verbose: bool) -> Iterator[tuple[str, str]]:
             ("green" if check["met"] else "bold red", f"  gate {'met' if check['met'] else 'NOT met'}: {_check(check)}")
             for check in event.get("checks") or ()
         )
+    elif kind == "note" and not verbose:
+        yield "dim", f"  {event['message']}"
     elif kind == "log" and (verbose or event.get("level") != "info"):
         level = event.get("level", "info")
         style = {"warning": "yellow", "error": "bold red"}.get(level, "dim")

@@ -21,8 +21,8 @@ EVENTS: dict[str, str] = {
     "run_started": "run, name, recipe_digest, seed, notes, stages (id -> type), argv, warnings",
     "run_resumed": "run, argv, changes",
     "run_finished": "status (succeeded|failed|interrupted), exit_code, error, metrics, duration_s",
-    "stage_started": "type, ordinal, attempt, key, reason, forecast (rollouts, llm_calls by role, cost_usd)",
-    "stage_reused": "type, ordinal, key, reason, metrics, outputs, cost",
+    "stage_started": "type, ordinal, attempt, key, reason, inputs, forecast (rollouts, llm_calls by role, cost_usd)",
+    "stage_reused": "type, ordinal, key, reason, inputs, metrics, outputs, cost",
     "stage_skipped": "type, ordinal, reason",
     "stage_finished": "status (succeeded|failed), metrics, outputs, cost (role: calls, tokens, usd), duration_s, error",
     "rollout": "rollout (types.Rollout as JSON)",
@@ -38,6 +38,7 @@ EVENTS: dict[str, str] = {
 }
 FLASHES: dict[str, str] = {
     "progress": "done, total, unit, reward, calls, tokens, cost_usd, eta_s",
+    "note": "message: shown although it is kept as a log of level info",
 }
 
 
