@@ -8,7 +8,7 @@ import random
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,16 @@ import worlds
 SLOTS = 8
 CALL_S = 0.1
 WALL_ROLLOUTS = 500
-KILL_ROLLOUTS = 250
+DEFAULTS: Mapping[str, Any] = {"budget": {"max_rollouts": 250}}
 
 Stats = Callable[[str], dict[str, float]]
 
 
-def kill_and_resume(base: str, stats: Stats, family: str, number: int, moments: int = 2) -> dict[str, Any]:
-    """An undisturbed run beside one that is killed (its whole process group, -9) at ``moments`` random times.
+def kill_and_resume(
+    base: str, stats: Stats, family: str, number: int, options: Mapping[str, Any] = DEFAULTS, moments: int = 2
+) -> dict[str, Any]:
+    """An undisturbed run beside one that is killed (its whole process group, -9) ``moments`` times, when a random share
+    of its calls is answered. ``options``: of the stage.
 
     Models answer equal questions equally here, so that both must end the same. A call is repeated if its answer was in
     calls.jsonl when the kill came and it is asked again; what was in flight may be asked again.
@@ -35,13 +38,15 @@ def kill_and_resume(base: str, stats: Stats, family: str, number: int, moments: 
         plain, killed = Path(name, "plain"), Path(name, "killed")
         for folder in (plain, killed):
             model = f"{world.name}+ms=10+same=1@{folder.name}-{world.name}"
-            ours.write_project(folder, world, base, model, {"budget": {"max_rollouts": KILL_ROLLOUTS}})
-        wall_s = ours.run(plain)
+            ours.write_project(folder, world, base, model, options)
+        ours.run(plain)
         expected, one = ours.outcome(plain, world), stats(f"plain-{world.name}")
-        repeats, kills, arguments = 0, 0, ["run", "recipe.yaml"]
-        for _ in range(moments):
+        kills, arguments, calls = 0, ["run", "recipe.yaml"], one["student"] + one["coach"]
+        for moment in range(moments):
             process = ours.start(killed, arguments)
-            time.sleep(rng.uniform(0.3, 0.8) * wall_s)
+            wanted = calls * (moment + rng.uniform(0.2, 0.7)) / moments
+            while process.poll() is None and (_answered(killed) or 0) < wanted:
+                time.sleep(0.02)
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 kills += 1
@@ -54,11 +59,11 @@ def kill_and_resume(base: str, stats: Stats, family: str, number: int, moments: 
             raise RuntimeError(f"the resumed run failed:\n{(killed / 'out.txt').read_text(errors='replace')[-3000:]}")
         asked_after = stats(f"killed-{world.name}")
         found = ours.outcome(killed, world)
-    needed = one["student"] + one["coach"] - recorded
+    needed = calls - recorded
     repeats = int(asked_after["student"] + asked_after["coach"] - needed)
     lost = int(asked_before["student"] + asked_before["coach"] - recorded)
     return {
-        "kills": kills, "calls": one["student"] + one["coach"],
+        "kills": kills, "calls": calls,
         "recorded": recorded, "in_flight": lost, "repeats": repeats, "identical": _same(expected, found),
     }  # fmt: skip
 

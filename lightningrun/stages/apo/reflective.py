@@ -20,6 +20,7 @@ from lightningrun.stages.apo.merging import Pair, pick_pair
 from lightningrun.stages.apo.search import Search, Setting, both
 from lightningrun.stages.apo.writing import Writer
 from lightningrun.stages.statistics import mean
+from lightningrun.types import Task
 
 LEAST_ROWS = 4
 """Near the end of the budget a rewrite is compared on fewer rows than it should be, but not on fewer than these."""
@@ -54,8 +55,8 @@ class Reflective(Search):
 
     def further(self) -> list[float]:
         """Training rows that both have had count too: few proposals are compared on the same ones."""
-        rows = [task for task in self.setting.train if task.id not in self.best.shown]
-        return differences(*(self.evaluation.scores(self.jobs(who, rows)) for who in (self.root, self.best)))
+        jobs = (self.jobs(who, self._unseen(self.best)) for who in (self.root, self.best))
+        return differences(*(self.evaluation.scores(each) for each in jobs))
 
     async def generation(self) -> str:
         """Plan, write, compare and book one generation. Returns why the search must end, or ''."""
@@ -121,7 +122,7 @@ class Reflective(Search):
         components = list(self.setting.optimize)
         if self.config.component_selector == "round_robin":
             components = [components[(index - 1) % len(components)]]
-        train = [task for task in self.setting.train if task.id not in parent.shown]
+        train = self._unseen(parent)
         known = [task for task in train if not self.evaluation.missing(self.jobs(parent, [task]))]
         size = min(self.config.acceptance.batch, len(train))
         less = max(min(LEAST_ROWS, size), min(size, free // self.config.samples))
@@ -161,7 +162,7 @@ class Reflective(Search):
             while not self._knows_enough(parent):
                 more = self.evaluation.missing(self.jobs(parent, attempt.batch))
                 if not more:
-                    fresh = [t for t in self.setting.train if self.evaluation.missing(self.jobs(parent, [t]))]
+                    fresh = [t for t in self._unseen(parent) if self.evaluation.missing(self.jobs(parent, [t]))]
                     more = self.jobs(parent, rng.sample(fresh, min(len(fresh), self.config.acceptance.batch)))
                     if not more or len(more) + spared > self.evaluation.budget.free:
                         break
@@ -177,14 +178,15 @@ class Reflective(Search):
 
     def _leave_room(self, attempt: Attempt) -> None:
         """On a batch that the parent solves whole no child can do better: one row gives way to a known failure."""
-        failed = {rollout.task_id for rollout in self.failures(attempt.parent)} - self._shown(attempt)
-        if failed and not any(task.id in failed for task in attempt.batch):
-            attempt.batch[-1] = attempt.rng.choice([task for task in self.setting.train if task.id in failed])
+        failed = {rollout.task_id for rollout in self.failures(attempt.parent)}
+        fit = [task for task in self._unseen(attempt.parent, attempt.candidate) if task.id in failed]
+        if fit and not any(task.id in failed for task in attempt.batch):
+            attempt.batch[-1] = attempt.rng.choice(fit)
 
-    @staticmethod
-    def _shown(attempt: Attempt) -> frozenset[str]:
-        """Training rows on which parent or child would only show that they can read."""
-        return attempt.parent.shown | (attempt.child.shown if attempt.child else frozenset())
+    def _unseen(self, *candidates: Candidate) -> list[Task]:
+        """The training rows that none of them shows as an example: on the others they only prove that they can read."""
+        shown = frozenset[str]().union(*(one.shown for one in candidates))
+        return [task for task in self.setting.train if task.id not in shown]
 
     def _is_good(self, candidate: Candidate) -> bool:
         """Whether a candidate does well by what is known of it on train."""
@@ -215,8 +217,8 @@ class Reflective(Search):
 
     def _more_rows(self, attempt: Attempt, sharing: int) -> bool:
         """Add rows to a comparison if the budget pays for them; ``sharing`` comparisons are waiting for more."""
-        had = {task.id for task in attempt.batch} | self._shown(attempt)
-        fresh = [task for task in self.setting.train if task.id not in had]
+        had = {task.id for task in attempt.batch}
+        fresh = [task for task in self._unseen(attempt.parent, self.child(attempt)) if task.id not in had]
         more = attempt.rng.sample(fresh, min(len(fresh), self.config.acceptance.batch))
         cost = len(self.evaluation.missing(self.jobs(attempt.parent, more))) + len(more) * self.config.samples
         vals = sharing if self._scores_each else 1
@@ -265,7 +267,8 @@ class Reflective(Search):
         if pair is None:
             return None
         rng = random.Random(f"{self.setting.seed}/proposal/{self.proposals + 1}")
-        train = rng.sample(list(self.setting.train), len(self.setting.train))
+        fresh = self._unseen(pair.first, pair.second)
+        train = rng.sample(fresh, len(fresh))
         sides = (pair.first, pair.second)
         train.sort(key=lambda task: len(self.evaluation.missing(j for one in sides for j in self.jobs(one, [task]))))
         batch = train[: self.config.acceptance.batch]
