@@ -14,7 +14,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 def test_the_demonstration_says_that_it_is_simulated() -> None:
     loaded = recipe.load(RECIPES / "sql_agent.yaml", specs=specs())
     prompt, weights = ["baseline", "apo", "final"], ["lessons", "sft", "grpo", "control"]
-    measured = ["after_sft", "after_control", "after_grpo"]
+    measured = ["both", "after_sft", "after_control", "after_grpo"]
     assert list(loaded.recipe.stages) == [*prompt, *weights, *measured]
     assert list(recipe.load(RECIPES / "sql_agent_apo.yaml", specs=specs()).recipe.stages) == prompt
     for role in ("policy", "coach"):
