@@ -66,7 +66,7 @@ def _tried(messages: list[dict[str, Any]], name: str) -> Iterator[tuple[str, str
                 arguments = json.loads(call["function"]["arguments"] or "{}")
                 yield str(next(iter(arguments.values()), "")), results[call["id"]]
     for message, result in pairwise(messages):  # or it is told of its calls in words: smolagents
-        if message.get("role") == "assistant" and (said := _text(message)).startswith("Calling tools:"):
+        if message.get("role") == "assistant" and (said := _text(message).lstrip()).startswith("Calling tools:"):
             for call in ast.literal_eval(said[said.index("[") :]):
                 if call["function"]["name"] == name:
                     yield str(next(iter(call["function"]["arguments"].values()), "")), _text(result)
