@@ -87,6 +87,7 @@ class StageRunner:
             ordinal=plan.ordinal,
             key=plan.key,
             reason=found.reason,
+            inputs=_told(plan),
             metrics=dict(found.result.metrics),
             outputs=sorted(found.result.outputs),
             cost={},
@@ -121,6 +122,7 @@ class StageRunner:
             attempt=attempt,
             key=plan.key,
             reason=plan.reason,
+            inputs=_told(plan),
             forecast=self._prepared.priced(plan).to_json()["forecast"],
         )
         began = time.monotonic()
@@ -300,6 +302,10 @@ def _inputs(plan: StagePlan, known: Mapping[str, Known]) -> dict[str, Any]:
         for name, source in plan.inputs.items()
         if source.stage and (result := known[source.stage].result) is not None and source.output in result.outputs
     }
+
+
+def _told(plan: StagePlan) -> dict[str, str]:
+    return {name: str(source) for name, source in plan.inputs.items()}
 
 
 def _copy_folder(source: Path, target: Path) -> None:

@@ -112,29 +112,43 @@ def diff(a: str, b: str, runs_dir: str) -> None:
     _print_changes(_metrics(one), _metrics(two))
 
 
-@click.command("compare", short_help="Compare runs side by side.")
+@click.command("compare", short_help="Compare runs, or the evaluations of one, side by side.")
 @click.argument("references", metavar="REFERENCES", nargs=-1, required=True)
 @click.option(
     "--format", "style", type=click.Choice(["table", "md", "json", "html"]), default="table", show_default=True
 )
 @options.runs_dir_option
 def compare(references: tuple[str, ...], style: str, runs_dir: str) -> None:
-    """Compare two or more runs: scores with intervals, spending, and where their recipes differ."""
+    """Compare runs: scores with intervals, spending, and where their recipes differ.
+
+    Of one run, its evaluations: what each gained, beside its control.
+    """
     found = [options.open_run(reference, runs_dir) for reference in references]
-    if len(found) < 2:
-        raise UsageError("compare needs two runs or more", hint="`lightningrun runs` lists them")
+    scores = [_scores(run, 2 if len(found) == 1 else 3) for run in found]
+    if len(found) == 1 and not scores[0]:
+        raise UsageError(
+            "compare needs two runs or more, or one with several evaluations", hint="`lightningrun runs` lists them"
+        )
     varying = _varying(found)
     rows = [
-        _row(run, *COLUMNS) | {key: number(values[i]) for key, values in varying.items()} for i, run in enumerate(found)
+        _row(run, *COLUMNS) | scores[i] | {key: number(values[i]) for key, values in varying.items()}
+        for i, run in enumerate(found)
     ]
+    rows = [{column: row.get(column, "") for one in rows for column in one} for row in rows]
     if style == "json":
         briefs = [_brief(run) | {"differs": {k: v[i] for k, v in varying.items()}} for i, run in enumerate(found)]
         click.echo(json.dumps(briefs, indent=1, ensure_ascii=False, default=str))
     elif style == "table":
         _print_table([{column: row[column] for column in COLUMNS} for row in rows])
+        labels = _labels(found)
+        if len(found) == 1:
+            _print_beside(found[0])
+        elif names := dict.fromkeys(name for one in scores for name in one):
+            click.secho("\nevaluations", bold=True)
+            each = ([one.get(name, "") for one in scores] for name in names)
+            _print_table([{"": name} | dict(zip(labels, v, strict=True)) for name, v in zip(names, each, strict=True)])
         if varying:
             click.secho("\nwhere their recipes differ", bold=True)
-            labels = _labels(found)
             _print_table([{"key": key} | dict(zip(labels, map(number, v), strict=True)) for key, v in varying.items()])
     else:
         click.echo(_markdown(rows) if style == "md" else _html(rows))
@@ -215,10 +229,45 @@ def _row(run: RunSummary, *columns: str) -> dict[str, str]:
     return {column: row[column] for column in columns}
 
 
+def _scores(run: RunSummary, least: int = 3) -> dict[str, str]:
+    """Name -> reward of each evaluation beside others and of each cell of a grid."""
+    from lightningrun.tracking.standings import worth_showing
+
+    found: dict[str, tuple[float | None, float | None, float | None]] = {
+        one.stage: (one.reward, one.low, one.high)
+        for mine in worth_showing(run.evaluations, least).values()
+        for one in mine
+    }
+    for grid in run.grids:
+        for cell in grid.cells:
+            name = " ".join(filter(None, (grid.stage, cell["prompts"], cell["model"])))
+            found[name] = (cell.get("reward"), cell.get("reward_low"), cell.get("reward_high"))
+    return {name: number(mean) + interval(low, high) for name, (mean, low, high) in found.items() if mean is not None}
+
+
+def _print_beside(run: RunSummary) -> None:
+    from lightningrun.cli import summaries
+
+    click.echo()
+    summaries.show(*summaries.beside(run, 2))
+
+
 def _brief(run: RunSummary) -> dict[str, Any]:
     """A run as the JSON of `runs` and `compare`."""
     record = run.to_json()
-    kept = ("run", "name", "status", "path", "started_at", "duration_s", "headline", "totals", "notes")
+    kept = (
+        "run",
+        "name",
+        "status",
+        "path",
+        "started_at",
+        "duration_s",
+        "headline",
+        "evaluations",
+        "grids",
+        "totals",
+        "notes",
+    )
     return {name: record[name] for name in kept} | {"metrics": _metrics(run)}
 
 

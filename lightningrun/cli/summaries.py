@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lightningrun.tracking.comparison import Headline
     from lightningrun.tracking.lineage import Lineage
     from lightningrun.tracking.mirror import MirrorState
+    from lightningrun.tracking.standings import Gain, Grid, Standing
     from lightningrun.tracking.summary import PromptChange, RunSummary, StageSummary
 
 MAX_WIDTH = 120
@@ -76,6 +77,7 @@ def show_run(run: RunSummary, mirror: MirrorState | None = None) -> None:
         _title(run),
         *([_headline(run.headline)] if run.headline is not None else []),
         _stages(run),
+        *beside(run),
         *map(_prompt, run.prompts),
         *(_search(search) for search in lineages(run) if search.verdict),
         *(table for table in tables if table.row_count),
@@ -142,6 +144,53 @@ def _result(stage: StageSummary) -> str:
     if stage.status in ("skipped", "pending"):
         return stage.reason
     return headline(stage.metrics) + (f" ({stage.reason})" if stage.status == "reused" else "")
+
+
+def beside(run: RunSummary, least: int = 3) -> Iterator[RenderableType]:
+    """Evaluations of one split beside each other, controls marked, and grids."""
+    from lightningrun.tracking.standings import worth_showing
+
+    for split, found in worth_showing(run.evaluations, least).items():
+        yield _evaluations(split, found)
+    yield from map(_grid, run.grids)
+
+
+def _evaluations(split: str, found: Sequence[Standing]) -> Table:
+    numbers = ("CPU-s to train",)
+    table = grid(
+        f"on {split}", "weights", "reward", f"over {found[0].stage}", "over its control", *numbers, right=numbers
+    )
+    for one in found:
+        weights = one.model + (f", control of {one.control_for}" if one.control_for else "")
+        table.add_row(
+            one.stage,
+            weights,
+            number(one.reward) + interval(one.low, one.high),
+            _gain(one.gain),
+            _gain(one.beyond_control),
+            "" if one.cpu_s is None else f"{one.cpu_s:.1f}",
+        )
+    return table
+
+
+def _gain(gain: Gain | None) -> str:
+    return "" if gain is None else f"{gain.mean:+.3f}{interval(gain.low, gain.high, '+')}"
+
+
+def _grid(found: Grid) -> RenderableType:
+    from rich.console import Group
+
+    cells = grid(f"{found.stage} on {found.split}", *(model or "reward" for model in found.models))
+    for prompts in found.prompts:
+        row = [found.cell(prompts, model) for model in found.models]
+        shown = [number(cell.get("reward")) + interval(cell.get("reward_low"), cell.get("reward_high")) for cell in row]
+        cells.add_row(prompts or "reward", *shown)
+    effects = grid("what it adds", "gain (95%, paired)")
+    for what, name, cell in found.effects():
+        if cell.get(name) is not None:
+            label = what if name == "gain" else f"interaction of {what}"
+            effects.add_row(label, f"{cell[name]:+.3f}{interval(cell[f'{name}_low'], cell[f'{name}_high'], '+')}")
+    return Group(cells, "", effects)
 
 
 def _prompt(change: PromptChange) -> RenderableType:

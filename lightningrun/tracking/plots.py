@@ -36,6 +36,32 @@ class Plot:
     """Parent to child, and whether the winner descends that way."""
 
 
+TRAINING = {
+    "reward": "reward while training",
+    "val.reward": "reward on the rows that choose the weights",
+    "live": "rows whose rollouts differ in reward",
+    "entropy": "entropy, nats a token",
+    "kl": "divergence from the start",
+    "loss": "loss",
+}
+"""Curves of a training that are drawn, and what they are."""
+
+
+_FLAT = 1e-3
+"""The least height of a plot: a curve that does not move is to look like it."""
+
+
+def training_plots(run: RunSummary) -> dict[str, list[Plot]]:
+    """Stage -> its curves, of the stages that made weights."""
+    found = {}
+    for stage in run.stages:
+        curves = run.curves.get(stage.id, {}) if "model" in stage.outputs else {}
+        told = [(name, words) for name, words in TRAINING.items() if len(curves.get(name, ())) > 1]
+        if told:
+            found[stage.id] = [_plot(words, curves[name], None, smooth=True) for name, words in told]
+    return found
+
+
 def plots(run: RunSummary, searches: Sequence[Lineage]) -> dict[str, Plot]:
     """Stage -> its plot, for each stage that told a curve of two points or more."""
     found = {}
@@ -48,12 +74,13 @@ def plots(run: RunSummary, searches: Sequence[Lineage]) -> dict[str, Plot]:
     return found
 
 
-def _plot(title: str, points: Sequence[tuple[float, float]], search: Lineage | None) -> Plot:
+def _plot(title: str, points: Sequence[tuple[float, float]], search: Lineage | None, smooth: bool = False) -> Plot:
+    """``smooth``: points are joined; else a value holds until the next."""
     nodes = [node for node in search.nodes.values() if "rollouts" in node.spend] if search else []
     at = {node.id: (float(node.spend["rollouts"]), node.val) for node in nodes}
     xs = [x for x, _ in points] + [x for x, _ in at.values()]
     ys = [y for _, y in points] + [y for _, y in at.values() if y is not None]
-    x_ticks, y_ticks = _ticks(0.0, max(xs), 6), _ticks(min(ys), max(ys), 5)
+    x_ticks, y_ticks = _ticks(0.0, max(xs), 6), _ticks(min(ys), max(max(ys), min(ys) + _FLAT), 5)
 
     def place(x: float, y: float) -> tuple[float, float]:
         across, up = x / (x_ticks[-1] or 1.0), (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
@@ -65,7 +92,8 @@ def _plot(title: str, points: Sequence[tuple[float, float]], search: Lineage | N
 
     curve = ""
     for n, (across, up) in enumerate(place(x, y) for x, y in points):
-        curve += f"H{across}V{round(100 - up, 2)}" if n else f"M{across} {round(100 - up, 2)}"
+        down = round(100 - up, 2)
+        curve += f"M{across} {down}" if not n else f"L{across} {down}" if smooth else f"H{across}V{down}"
     edges = []
     for node in nodes:
         x, y = at[node.id]
@@ -76,7 +104,7 @@ def _plot(title: str, points: Sequence[tuple[float, float]], search: Lineage | N
                 edges.append((f"M{point(before[0], before[1])}L{point(x, y)}", on_path))
     return Plot(
         title,
-        f"{curve}H100",
+        curve if smooth else f"{curve}H100",
         [(place(tick, 0)[0], f"{tick:g}") for tick in x_ticks],
         [(place(0, tick)[1], f"{tick:g}") for tick in y_ticks],
         [Dot(*place(x, y_ticks[0] if y is None else y), node, y is not None)

@@ -13,13 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightningrun.files import read_journal, write_atomic
+from lightningrun.files import write_atomic
 from lightningrun.tracking.advice import next_steps
 from lightningrun.tracking.comparison import PASS
 from lightningrun.tracking.formats import diff_lines, duration, merged, number, took, total, usd
 from lightningrun.tracking.lineage import MARKS, MEANINGS, Lineage, Node, gist, lineages, tally
-from lightningrun.tracking.plots import plots
-from lightningrun.tracking.rollout_tree import read_tree, words
+from lightningrun.tracking.plots import plots, training_plots
+from lightningrun.tracking.rollout_tree import executed, read_tree, words
+from lightningrun.tracking.standings import worth_showing
 from lightningrun.tracking.store import page
 from lightningrun.tracking.summary import RunSummary, StageSummary, read_json, summarise, tokens_of
 from lightningrun.types import Json, Rollout
@@ -44,7 +45,7 @@ def render(run: RunSummary) -> str:
     broken = [change for change in run.changes if change.broken]
     still = [change for change in run.changes if not change.fixed and not change.broken]
     searches = lineages(run)
-    told = _executed(run)
+    told = _told(run)
     return _render(
         "report.html",
         run=run,
@@ -53,11 +54,13 @@ def render(run: RunSummary) -> str:
         axis=_axis(run),
         searches=searches,
         plots=plots(run, searches),
+        training=training_plots(run),
+        beside=worth_showing(run.evaluations),
         fixed=fixed[:SHOWN],
         broken=broken[:SHOWN],
         still=still[:SHOWN],
         failed=_failed(told) if not run.changes else [],
-        tree=lambda stage, key: _rows(run.path, told[stage, key]) if (stage, key) in told else [],
+        tree=lambda stage, key: _rows(*told[stage, key]) if (stage, key) in told else [],
         tags=sorted(run.by_tag(), key=lambda row: (row.after, row.tag)),
         roles=[(role, parts, tokens_of(parts)) for role, parts in run.totals.by_role.items()],
         key_metric=_key_metric,
@@ -109,18 +112,20 @@ def _look(of: Node | str) -> str:
     return f"o-{outcome.replace(' ', '-')}" if outcome in MARKS else "o-other"
 
 
-def _executed(run: RunSummary) -> dict[tuple[str, str], Rollout]:
-    """(stage, key) -> rollout of the headline's evaluations, as far as this run executed them itself."""
-    stages = {run.headline.baseline_stage, run.headline.final_stage} if run.headline is not None else set()
-    events = (event for _, event in read_journal(run.path / "journal.jsonl")) if stages else iter(())
-    found = (Rollout.from_json(e["rollout"]) for e in events if e["kind"] == "rollout" and e["stage"] in stages)
-    return {(rollout.stage, rollout.key): rollout for rollout in found}
+def _told(run: RunSummary) -> dict[tuple[str, str], tuple[Path, Rollout]]:
+    """(stage, key) -> rollout of the headline's evaluations, with the folder of the run that executed it."""
+    stages = {run.headline.baseline_stage, run.headline.final_stage} - {""} if run.headline is not None else set()
+    found = {}
+    for stage in sorted(stages):
+        home, made = executed(run.path, stage)
+        found.update({(stage, key): (home, rollout) for key, rollout in made.items()})
+    return found
 
 
-def _failed(told: Mapping[tuple[str, str], Rollout]) -> list[Rollout]:
-    """The worst, where there is nothing to compare them with."""
-    worst = [one for one in told.values() if one.score is None or one.score < PASS]
-    return sorted(worst, key=lambda one: (one.score is not None, one.score or 0.0, one.key))[:SHOWN]
+def _failed(told: Mapping[tuple[str, str], tuple[Path, Rollout]]) -> list[tuple[str, Rollout]]:
+    """(stage, rollout) of the worst, where there is nothing to compare them with."""
+    worst = [(stage, one) for (stage, _), (_, one) in told.items() if one.score is None or one.score < PASS]
+    return sorted(worst, key=lambda pair: (pair[1].score is not None, pair[1].score or 0.0, pair[1].key))[:SHOWN]
 
 
 def _rows(run_dir: Path, rollout: Rollout) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from lightningrun.tracking.comparison import (
     telling_changes,
 )
 from lightningrun.tracking.formats import unified_diff
+from lightningrun.tracking.standings import GRID, Grid, Standing, grid_of, standings
 from lightningrun.tracking.story import read_story
 from lightningrun.types import Json
 
@@ -56,6 +57,8 @@ class StageSummary:
     """Before it ran, at most: rollouts, llm_calls (by role, at one a rollout), cost_usd."""
     rollouts: int = 0
     """Rollouts that this run executed for it."""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """Where they come from: ``apo.prompts``, or what of the recipe it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +124,8 @@ class RunSummary:
     prompts: tuple[PromptChange, ...] = ()
     changes: tuple[RowChange, ...] = ()
     """Rows that the first or the last evaluation failed: ``fixed`` ones, ``broken`` ones, then the rest."""
+    evaluations: tuple[Standing, ...] = ()
+    grids: tuple[Grid, ...] = ()
     gates: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
     paths: Mapping[str, str] = field(default_factory=dict)
     mirror: Mapping[str, Json] = field(default_factory=dict)
@@ -167,7 +172,10 @@ class _Stage:
     def begin(self, event: Mapping[str, Any], status: str) -> None:
         changed = event.get("key") != self.facts.get("key")
         self.type, self.ordinal = event.get("type", self.type), event.get("ordinal", self.ordinal)
-        self.facts = {"status": status, **_given(event, "attempt", "key", "reason", "metrics", "cost", "forecast")}
+        self.facts = {
+            "status": status,
+            **_given(event, "attempt", "key", "reason", "metrics", "cost", "forecast", "inputs"),
+        }
         if changed:
             self.curves, self.gate = {}, {}
             self.candidates = {id: told for id, told in self.candidates.items() if id == 0}
@@ -255,9 +263,15 @@ def summarise(run_dir: Path) -> RunSummary:
     outputs = {stage.id: _outputs(run_dir, stage.id) for stage in ordered}
     stages = tuple(stage.summary(dead, outputs[stage.id]) for stage in ordered)
     rows = {stage.id: read_rows(_records(run_dir, stage)) for stage in ordered if stage.type == "evaluate"}
-    evaluated = [(s.id, s.metrics, rows[s.id]) for s in stages if s.id in rows and s.metrics.get("reward") is not None]
+    grids = {id: grid for id in rows if (grid := grid_of(id, read_json(run_dir / "stages" / id / "outputs" / GRID)))}
+    done = [s for s in stages if s.id in rows and s.id not in grids and s.metrics.get("reward") is not None]
+    evaluated = [(s.id, s.metrics, rows[s.id]) for s in done]
+    evaluations = standings(
+        evaluated, {s.id: s.inputs for s in stages}, {s.id: s.metrics for s in stages}, _controls(run_dir, stages)
+    )
     searches = [s.metrics for s in stages if s.type == "apo" and s.metrics]
-    head = headline(evaluated, searches)
+    aside = {one.stage for one in evaluations if one.control_for}
+    head = headline([one for one in evaluated if one[0] not in aside] or evaluated, searches)
     changes: tuple[RowChange, ...] = ()
     if head is not None and head.baseline_stage and head.final_stage:
         pairs = compare_rows(rows[head.baseline_stage], rows[head.final_stage])
@@ -276,11 +290,21 @@ def summarise(run_dir: Path) -> RunSummary:
         candidates={s.id: _candidates(run_dir, s) for s in ordered if s.candidates},
         prompts=tuple(change for stage in ordered for change in _prompt_changes(stage)),
         changes=changes,
+        evaluations=evaluations,
+        grids=tuple(grids.values()),
         gates={s.id: s.gate for s in ordered if s.gate},
         paths=_paths(run_dir, ordered),
         mirror=read_json(run_dir / "mirror.json"),
         **facts,
     )
+
+
+def _controls(run_dir: Path, stages: Sequence[StageSummary]) -> dict[str, str]:
+    """Stage -> the stage that it is the control of."""
+    if all(stage.type != "sft" for stage in stages):
+        return {}
+    configs = recipe_of(run_dir).get("stages") or {}
+    return {id: config["control_for"] for id, config in configs.items() if config.get("control_for")}
 
 
 def holder_alive(lock: Path) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightningrun.tracking.lineage import Lineage, Node
+from lightningrun.tracking.standings import Grid
 from lightningrun.tracking.summary import RunSummary
 
 
@@ -27,6 +28,12 @@ def final_metrics(summary: RunSummary) -> dict[str, float | None]:
             f"final/agents/{agent}/{name}": value
             for agent, did in summary.totals.by_agent.items()
             for name, value in did.items()
+        },
+        **{f"evaluations/{one.stage}": one.reward for one in summary.evaluations},
+        **{
+            f"evaluations/{grid.stage}/{'/'.join(filter(None, (cell['prompts'], cell['model'])))}": cell.get("reward")
+            for grid in summary.grids
+            for cell in grid.cells
         },
     }
 
@@ -56,6 +63,13 @@ def candidates_table(search: Lineage) -> str:
     rows = [_candidate_row(node) for node in search.nodes.values()]
     data = [list(row.values()) for row in rows]
     return json.dumps({"columns": list(rows[0]) if rows else [], "data": data}, ensure_ascii=False)
+
+
+def cells_table(grid: Grid) -> str:
+    """A grid's cells in the same form."""
+    names = ["prompts", "model", "n"]
+    names += [name + end for name in ("reward", "gain", "interaction") for end in ("", "_low", "_high")]
+    return json.dumps({"columns": names, "data": [[cell.get(name) for name in names] for cell in grid.cells]})
 
 
 def _candidate_row(node: Node) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import getpass
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,16 @@ from lightningrun.files import digest
 from lightningrun.tracking.lineage import lineages
 from lightningrun.tracking.registry import Registry
 from lightningrun.tracking.report import render_lineage
+from lightningrun.tracking.standings import GRID, grid_of
 from lightningrun.tracking.store import preparing, sqlite_file
 from lightningrun.tracking.story import read_story
-from lightningrun.tracking.summary import holder_alive, seed_prompts, summarise
-from lightningrun.tracking.terms import candidates_table, final_metrics, flat, key, note
+from lightningrun.tracking.summary import holder_alive, read_json, seed_prompts, summarise
+from lightningrun.tracking.terms import candidates_table, cells_table, final_metrics, flat, key, note
 from lightningrun.tracking.trace_queue import TraceQueue
 
 MAX_PARAMS = 20
 CANDIDATES = "candidates.json"
+CELLS = "cells.json"
 _ON_PARENT = ("val_reward", "reward")
 _WAIT_AND_RETRY = {401, 403, 408, 429}
 _STATUS = {"succeeded": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
@@ -196,6 +199,7 @@ class Translator:
         self._open.discard(stage)
         if self.live and stage in self._children:
             self._log_search(stage)
+            self._log_grid(stage)
             self.flush()
             self._client.set_terminated(self._children[stage], status, self._last_ms)
 
@@ -209,10 +213,21 @@ class Translator:
                     "lineage.json": json.dumps(search.to_json(), ensure_ascii=False, indent=1, default=str),
                     CANDIDATES: candidates_table(search),
                 }
-                for name, text in files.items():
-                    self._ask(self._client.log_text, self._children[stage], text, name)
-                tables = json.dumps([{"path": CANDIDATES, "type": "table"}])
-                self._ask(self._client.set_tag, self._children[stage], "mlflow.loggedArtifacts", tables)
+                self._log_texts(stage, files, CANDIDATES)
+
+    def _log_grid(self, stage: str) -> None:
+        """The cells of a grid, as artifacts of its child run."""
+        grid = grid_of(stage, read_json(self.run_dir / "stages" / stage / "outputs" / GRID))
+        if grid is not None:
+            text = json.dumps(asdict(grid), ensure_ascii=False, indent=1)
+            self._log_texts(stage, {GRID: text, CELLS: cells_table(grid)}, CELLS)
+
+    def _log_texts(self, stage: str, files: Mapping[str, str], table: str) -> None:
+        """Texts as artifacts; the one called ``table`` is shown as that."""
+        for name, text in files.items():
+            self._ask(self._client.log_text, self._children[stage], text, name)
+        tables = json.dumps([{"path": table, "type": "table"}])
+        self._ask(self._client.set_tag, self._children[stage], "mlflow.loggedArtifacts", tables)
 
     def _find_runs(self) -> dict[str, Run]:
         query = f"tags.`lightningrun.run_id` = '{self.run}'"

@@ -22,6 +22,7 @@ from lightningrun.tracking.sync import sync
 from tests.tracking.conftest import counts, exporter_pid, query, uri_of, wait_mirrored, wait_until
 from tests.tracking.fake_run import BEST_PROMPT, SEED_PROMPT, FakeRun, whole_run
 from tests.tracking.fake_search import search_run
+from tests.tracking.fake_training import trained_run
 
 
 def start(run: Path) -> Mirror:
@@ -158,6 +159,18 @@ def test_a_search_arrives_with_its_lineage_once(runs_dir: Path) -> None:
     sync(run, environ={})
     assert counts(runs_dir) == before and version_tags(runs_dir) == tags
     assert [path.read_text("utf-8") for path in artifacts(runs_dir, "candidates.json")] == [text]
+
+
+def test_evaluations_side_by_side_and_the_cells_of_a_grid_arrive(runs_dir: Path) -> None:
+    run = trained_run(runs_dir)
+    start(run).finish(4)
+    wait_mirrored(run)
+    parent = dict(query(runs_dir, "SELECT key, value FROM latest_metrics WHERE key LIKE 'evaluations/%'"))
+    assert parent["evaluations/of_grpo"] == 0.75 and parent["evaluations/cells/apo.prompts/grpo.model"] == 0.875
+    files = {path.name: path for path in (runs_dir / "artifacts").rglob("*.json")}
+    told = json.loads(files["cells.json"].read_text())
+    assert told["columns"][:4] == ["prompts", "model", "n", "reward"] and len(told["data"]) == 4
+    assert json.loads(files["grid.json"].read_text())["cells"][3]["interaction"] == -0.125
 
 
 def test_a_reused_search_arrives_with_its_curve_prompts_and_lineage(runs_dir: Path) -> None:
