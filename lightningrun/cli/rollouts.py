@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightningrun.errors import UsageError
-from lightningrun.files import read_journal
 from lightningrun.tracking.formats import count, number, plural, took, usd
-from lightningrun.tracking.rollout_tree import Node, read_tree, words
+from lightningrun.tracking.rollout_tree import Node, executed, read_tree, words
 from lightningrun.types import Json, Rollout
 
 if TYPE_CHECKING:
@@ -25,31 +25,25 @@ def show_rollout(run_dir: Path, stage: str, wanted: str) -> None:
     """Print it. Raises UsageError if the stage executed none of that name here, or several."""
     from lightningrun.cli import summaries
 
-    rollout = _find(run_dir, stage, wanted)
-    root = read_tree(run_dir, rollout)
-    tree = _tree(root)
-    summaries.show(_title(rollout), tree)
+    home, made = executed(run_dir, stage)
+    rollout = _find(made, stage, wanted)
+    summaries.show(_title(rollout, home if home != run_dir else None), _tree(read_tree(home, rollout)))
 
 
-def _find(run_dir: Path, stage: str, wanted: str) -> Rollout:
-    made = {
-        event["rollout"]["key"]: event["rollout"]
-        for _, event in read_journal(run_dir / "journal.jsonl")
-        if event["kind"] == "rollout" and event["stage"] == stage
-    }
-    found = [one for key, one in made.items() if wanted in (key, one["task_id"])] or [
+def _find(made: Mapping[str, Rollout], stage: str, wanted: str) -> Rollout:
+    found = [one for key, one in made.items() if wanted in (key, one.task_id)] or [
         one for key, one in made.items() if wanted in key
     ]
     if len(found) == 1:
-        return Rollout.from_json(found[0])
-    some = "; ".join(f"{one['key']} ({one['status']}, {one['score']})" for one in (found or list(made.values()))[:6])
+        return found[0]
+    some = "; ".join(f"{one.key} ({one.status.value}, {one.score})" for one in (found or list(made.values()))[:6])
     if found:
         raise UsageError(f"{wanted!r} is {len(found)} rollouts of stage {stage!r}", hint=f"name one by its key: {some}")
-    hint = f"it has, among others: {some}" if made else "a reused or skipped stage executes none"
-    raise UsageError(f"stage {stage!r} executed no rollout {wanted!r} in this run", hint=hint)
+    hint = f"it has, among others: {some}" if made else "it has none"
+    raise UsageError(f"stage {stage!r} executed no rollout {wanted!r}", hint=hint)
 
 
-def _title(rollout: Rollout) -> Text:
+def _title(rollout: Rollout, home: Path | None) -> Text:
     from rich.text import Text
 
     score = "no score" if rollout.score is None else f"reward {number(float(rollout.score))}"
@@ -58,7 +52,7 @@ def _title(rollout: Rollout) -> Text:
         (f"{rollout.stage} / {rollout.task_id}", "bold"), "  ", (f"{rollout.status.value}, {score}", style)
     )
     metrics = ", ".join(f"{name} {number(value)}" for name, value in rollout.metrics.items())
-    text.append(f"\n{rollout.key}", "dim")
+    text.append(f"\n{rollout.key}" + (f", executed in run {home.name}" if home else ""), "dim")
     for label, said in (("metrics", metrics), ("feedback", rollout.feedback), ("error", rollout.error)):
         if said and not (label == "error" and said in rollout.feedback):
             text.append(f"\n{label}: {said}", "red" if label == "error" else "")

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightningrun.files import read_record
+from lightningrun.files import read_journal, read_record
 from lightningrun.tracking.journal import SPANS
 from lightningrun.types import AgentSpan, Json, LLMCall, Rollout, RolloutStatus, Usage
 
+JOURNAL = "journal.jsonl"
 UNNAMED = "unnamed"
 """Who made calls that name nobody, beside others that do."""
 _SLACK_S = 0.0002
@@ -72,6 +73,20 @@ class Node:
     @property
     def cost_usd(self) -> float:
         return sum(node.call.cost_usd or 0.0 for _, node in self.walk() if node.call is not None)
+
+
+def executed(run_dir: Path, stage: str) -> tuple[Path, dict[str, Rollout]]:
+    """Key -> rollout of a stage, and the folder of the run that executed them: of a reused stage an earlier run's."""
+    made = {}
+    with contextlib.suppress(OSError, ValueError):
+        made = json.loads((run_dir / "stages" / stage / "outputs" / "manifest.json").read_text("utf-8"))
+    home = run_dir.parent / str(made.get("run", run_dir.name))
+    if home.name == run_dir.name or not (home / JOURNAL).is_file():
+        home, made = run_dir, {}
+    name = made.get("stage", stage)
+    events = (event for _, event in read_journal(home / JOURNAL))
+    records = (event["rollout"] for event in events if event["kind"] == "rollout" and event["stage"] == name)
+    return home, {record["key"]: Rollout.from_json(record) for record in records}
 
 
 def read_tree(run_dir: Path, rollout: Rollout) -> Node:

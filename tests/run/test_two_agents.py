@@ -99,10 +99,23 @@ def test_a_rollout_is_shown_as_a_tree(done: Path) -> None:
     assert "→ What is 200 + 603?" in shown.stdout
 
 
+def test_a_reused_stage_s_rollouts_are_those_of_the_run_that_made_them(done: Path) -> None:
+    first = (done / "runs" / "latest").resolve()
+    again = lightningrun(done, "run", "recipe.yaml", "--only", "baseline")
+    assert again.returncode == 0, again.stderr
+    second = (done / "runs" / "latest").resolve()
+    shown = lightningrun(done, "logs", "latest", "baseline", "test-200")
+    page = (second / "report.html").read_text()
+    (done / "runs" / "latest").unlink()
+    (done / "runs" / "latest").symlink_to(first.name)
+    assert first != second and f"executed in run {first.name}" in shown.stdout and "writer → " in shown.stdout
+    assert "writer → " in page[page.index("Rollouts that failed") :]
+
+
 @pytest.mark.parametrize(
     ("wanted", "said"),
     [
-        ("test-999", "executed no rollout 'test-999'.*it has, among others: .*/test/test-2"),
+        ("test-999", "executed no rollout 'test-999'; it has, among others: .*/test/test-2"),
         ("test-2", "'test-2' is 24 rollouts of stage 'baseline'.*name one by its key"),
     ],
 )
