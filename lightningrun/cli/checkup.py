@@ -22,7 +22,7 @@ Finding = tuple[str, str, str]
 """(ok | note | bad, subject, words)"""
 
 CORE = ("omegaconf", "pydantic", "click", "rich", "aiohttp", "openai", "litellm", "mlflow")
-EXTRAS = {"train": ("torch", "verl"), "ray": ("ray",), "gepa": ("gepa",)}
+EXTRAS = {"train": ("torch", "verl"), "gpu": ("verl", "vllm"), "ray": ("ray",), "gepa": ("gepa",)}
 """Extra -> packages that it brings."""
 KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY")
 """Looked for when no recipe says which it needs."""

@@ -54,6 +54,7 @@ def make_project(root: Path, mode: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["ok", "dies"])
 def test_the_weights_of_a_stage_are_served_or_it_is_said_why_not(mode: str, tmp_path: Path) -> None:
     recipe = make_project(tmp_path, mode)

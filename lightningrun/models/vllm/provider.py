@@ -84,11 +84,15 @@ class VllmProvider:
                     hint="leave base_url out: then a server is started for them",
                 )
             return
-        if folder is None and (is_output(name) or not Path(name).expanduser().exists()):
-            self._folder, weights = None, "" if is_output(name) else name
-        else:
-            self._folder = find(name if folder is None else str(folder), f"{self._where}.name")
-            weights = content_digest(self._folder)
+        self._folder, weights = None, ""
+        if folder is not None or not is_output(name):
+            try:
+                self._folder = find(name if folder is None else str(folder), f"{self._where}.name")
+                weights = content_digest(self._folder)
+            except UsageError:
+                if folder is not None or Path(name).expanduser().exists():
+                    raise
+                weights = name  # a container may have it; otherwise the server will say that it has not
         if weights != self._weights:
             self._weights, self._failed, self._starts = weights, None, 0
 
