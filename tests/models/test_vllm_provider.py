@@ -159,7 +159,7 @@ async def test_attached_to_a_server_that_runs(checkpoint: Path, tmp_path: Path) 
         with pytest.raises(UsageError, match="cannot be given the weights of an earlier stage"):
             service.serve("policy", checkpoint)
     options = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "named"]
-    server = started([*COMMAND, str(checkpoint), *options])
+    server = started([*COMMAND, str(checkpoint), *options, "--mode", f"deaf:{tmp_path / 'deaf'}"])
     try:
         while True:
             with socket.socket() as probe:
@@ -177,6 +177,14 @@ async def test_attached_to_a_server_that_runs(checkpoint: Path, tmp_path: Path) 
                 assert call.sampled and call.sampled["choices"][0]["ids"]
             await service.aclose()
         assert server.poll() is None, "it was not ours to end"
+        config = ModelConfig(provider="vllm", name="named", base_url=url, deadline_s=1.5)
+        said: list[str] = []
+        service = ModelService({"policy": config}, tmp_path / "deaf.jsonl", environ={}, say=said.append)
+        (tmp_path / "deaf").touch()
+        with pytest.raises(ModelError, match=r"is not healthy \(HTTP 503\)"):
+            await service.ready("policy")
+        assert said == [f"models.policy: waiting until the server at {url} is healthy"]
+        await service.aclose()
     finally:
         for pid in [*descendants(server.pid), server.pid]:
             os.kill(pid, signal.SIGKILL)

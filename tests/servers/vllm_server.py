@@ -2,9 +2,10 @@
 
     python tests/servers/vllm_server.py CHECKPOINT --host H --port P --served-model-name NAME [OPTION ...] [--mode MODE]
 
-A real process with a real child of its own (as vLLM has its engine), written after vLLM 0.24: /health, /v1/models, the
+A real process with a real child of its own (as vLLM has its engine), written after vLLM 0.32: /health, /v1/models, the
 key in VLLM_API_KEY, chat completions with ``return_token_ids`` and ``logprobs``, streamed or not. Modes: ``ok``;
-``dies`` at start; ``dies:N`` at the N-th request; ``deaf`` is never healthy; ``stubborn`` minds no SIGTERM.
+``dies`` at start; ``dies:N`` at the N-th request; ``deaf`` is never healthy, ``deaf:FILE`` while that file is there;
+``stubborn`` minds no SIGTERM.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class VllmServer:
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         path = line.split(" ")[1]
         if path == "/health":
-            await send(writer, 503 if self.mode == "deaf" else 200, {})
+            await send(writer, 503 if self._is_deaf() else 200, {})
         elif self.key and headers.get("authorization") != f"Bearer {self.key}":
             await send(writer, 401, {"error": "Unauthorized"})
         elif path == "/v1/models":
@@ -56,6 +57,10 @@ class VllmServer:
         else:
             await self._chat(json.loads(body), writer)
         return True
+
+    def _is_deaf(self) -> bool:
+        mode, _, marker = self.mode.partition(":")
+        return mode == "deaf" and (not marker or Path(marker).exists())
 
     async def _chat(self, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         self.calls += 1

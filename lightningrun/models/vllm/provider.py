@@ -24,7 +24,7 @@ from lightningrun.errors import LightningError, ModelError, UsageError
 from lightningrun.models.local.folder import content_digest, find, is_output
 from lightningrun.models.openai_http import OpenAIHttp
 from lightningrun.models.provider import Body, dumps
-from lightningrun.models.vllm.server import DEFAULT_COMMAND, NOT_SERVED, Server, answers, free_port
+from lightningrun.models.vllm.server import DEFAULT_COMMAND, NOT_SERVED, Server, free_port
 from lightningrun.models.vllm.tokens import Sampled, asking
 from lightningrun.types import Json
 
@@ -170,17 +170,17 @@ class VllmProvider:
         return http
 
     async def _wait_for(self, session: aiohttp.ClientSession, base: str) -> None:
-        """A server that loads its model answers with an error meanwhile; one that is not there does not answer."""
-        origin = str(yarl.URL(base).origin())
-        until, said = time.monotonic() + self._options.start_timeout_s, False
-        while not await answers(session, origin):
+        """Until it says that it is healthy, for ``deadline_s``; other servers than vLLM have no ``/health``."""
+        health = yarl.URL(base).origin() / "health"
+        until, said = time.monotonic() + self._config.deadline_s, False
+        while True:
             try:
-                async with session.get(f"{base}/models") as response:
-                    if response.status < 500:
-                        return
+                async with session.get(health) as response:
                     status = response.status
             except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
                 raise self._unreached(f"nothing answers at {base}: {str(error) or type(error).__name__}") from error
+            if status < 500:
+                return
             if time.monotonic() > until:
                 raise self._unreached(f"the server at {base} is not healthy (HTTP {status})")
             if not said:
