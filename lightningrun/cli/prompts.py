@@ -180,7 +180,7 @@ def _facts(node: Node) -> Text:
 
     took, spend = node.took, node.spend
     facts = [node.way] if node.way else []
-    if node.parents and node.val is not None:
+    if node.better or node.worse:  # the parent may not have been scored on val
         facts.append(f"val rows against #{node.parents[0]}: {len(node.better)} better, {len(node.worse)} worse")
     if node.prompt_tokens is not None:
         facts.append(f"{node.prompt_tokens} prompt tokens")

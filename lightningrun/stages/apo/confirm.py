@@ -62,19 +62,22 @@ async def confirm(
         return Confirmation(False, 1.0, threshold, f"the confirmation could not be paid for: {reached}")
     if config.mode == "none":
         return Confirmation(True, paired_p_value(gaps, rng_seed), 1.0, "shipped unconfirmed: confirm.mode is none")
-    return _judge(config, gaps, threshold, trials, rng_seed)
+    corrected = config.mode == "corrected"
+    return _judge(config, gaps, threshold, trials, rng_seed, len(further) if corrected else 0)
 
 
 def _judge(
-    config: ConfirmConfig, gaps: Sequence[float], threshold: float, trials: float, rng_seed: int
+    config: ConfirmConfig, gaps: Sequence[float], threshold: float, trials: float, rng_seed: int, training: int
 ) -> Confirmation:
+    """``training``: how many of the gaps are of training rows."""
     p_value = paired_p_value(gaps, rng_seed)
     gain = sum(gaps) / len(gaps) if gaps else 0.0
     beyond_luck = p_value <= threshold
-    of = f"{config.alpha:g}/{trials:g} trials on val" if config.mode == "corrected" else f"{config.mode} rows"
+    of = f"{config.alpha:g}/{trials:g} trials" if config.mode == "corrected" else f"{config.mode} rows"
+    rows = f"{len(gaps) - training} val and {training} training rows" if training else f"{len(gaps)} rows"
     wins, losses = sum(gap > 1e-9 for gap in gaps), sum(gap < -1e-9 for gap in gaps)
     evidence = (
-        f"{gain:+.3f} on {len(gaps)} rows ({wins} better, {losses} worse): p={p_value:.2g} "
+        f"{gain:+.3f} on {rows} ({wins} better, {losses} worse): p={p_value:.2g} "
         f"{'<=' if beyond_luck else '>'} {threshold:.2g} ({of})"
     )
     if beyond_luck:
