@@ -78,6 +78,17 @@ def test_a_tool_for_final_answers_is_used_and_none_is_forced() -> None:
     assert "tool_calls" not in said(request(tool_choice="none"))
 
 
+def test_calls_and_results_told_in_words_are_known_as_such() -> None:
+    """As smolagents tells them."""
+    tools = ("run_sql", "final_answer")
+    called = [{"id": "1", "type": "function", "function": {"name": "run_sql", "arguments": {"query": GOLD}}}]
+    so_far = {"role": "assistant", "content": [{"type": "text", "text": f"\nCalling tools:\n{called}"}]}
+    seen = {"role": "user", "content": [{"type": "text", "text": f"Observation:\n{query_database(GOLD)}"}]}
+    assert query_of(said(request(so_far, seen, tools=tools)), "final_answer") == GOLD
+    seen = {"role": "user", "content": "Observation:\nerror: no such column: name"}
+    query_of(said(request(so_far, seen, tools=tools)))
+
+
 def test_without_tools_it_is_the_student_that_answers_at_once() -> None:
     asked = request(tools=())
     assert said(asked)["content"] == without_tools(asked)
