@@ -16,7 +16,7 @@ def next_steps(run: RunSummary) -> list[str]:
     steps = []
     if run.status in ("failed", "killed", "interrupted"):
         steps.append(f"The run did not finish. Go on from where it stopped: lightningrun resume {run.run}")
-    steps += _from_gates(run) + _from_headline(run)
+    steps += _from_gates(run) + _from_headline(run) + _from_controls(run)
     for stage in run.stages:
         if stage.type == "apo" and stage.metrics:
             steps += _from_search(run, stage)
@@ -50,6 +50,15 @@ def _from_headline(run: RunSummary) -> list[str]:
     if head.high < 0:
         return ["The final result is worse than the baseline beyond chance: look at the rows that broke."]
     return []
+
+
+def _from_controls(run: RunSummary) -> list[str]:
+    return [
+        f"{one.stage} is not better than its control beyond chance ({gain.mean:+.3f}, {gain.low:+.3f} to "
+        f"{gain.high:+.3f}): more of the earlier training gave as much for the same cost. Train that until more gives nothing, then begin."
+        for one in run.evaluations
+        if (gain := one.beyond_control) is not None and gain.low <= 0
+    ]
 
 
 def _from_search(run: RunSummary, stage: StageSummary) -> list[str]:

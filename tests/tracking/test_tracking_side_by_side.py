@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from lightningrun.cli import cli
+from lightningrun.tracking.advice import next_steps
 from lightningrun.tracking.report import write_report
 from lightningrun.tracking.summary import RunSummary, summarise
 from tests.tracking.fake_run import FakeRun
@@ -30,6 +31,13 @@ def test_a_training_is_measured_against_its_control(run: Path) -> None:
     assert (more.control_for, more.beyond_control, more.cpu_s) == ("grpo", None, 30.5)
     assert told.headline is not None
     assert told.headline.final_stage == "of_grpo", "neither the control nor the grid is what the run came to"
+
+
+def test_a_training_that_its_control_equals_is_said_to_be(tmp_path: Path) -> None:
+    equal = summarise(trained_run(tmp_path / "equal", {"of_sft": 10, "of_grpo": 21, "of_more": 20}))
+    assert any("of_grpo is not better than its control" in step for step in next_steps(equal))
+    better = summarise(trained_run(tmp_path / "better"))
+    assert not any("control" in step for step in next_steps(better))
 
 
 def test_a_grid_tells_each_effect_once(run: Path) -> None:
