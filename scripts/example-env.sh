@@ -12,7 +12,7 @@ if [ ! -d "examples/$name" ]; then
     echo "error: there is no examples/$name" >&2
     exit 2
 fi
-if [ -f "examples/$name/package.json" ]; then
+if [ "examples/$name/package.json" -nt "examples/$name/node_modules/.package-lock.json" ]; then
     if ! command -v npm >/dev/null; then
         echo "error: $name needs Node.js with npm: scripts/install-system.sh installs them on Debian" >&2
         exit 2
