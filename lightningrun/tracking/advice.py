@@ -55,7 +55,8 @@ def _from_headline(run: RunSummary) -> list[str]:
 def _from_controls(run: RunSummary) -> list[str]:
     return [
         f"{one.stage} is not better than its control beyond chance ({gain.mean:+.3f}, {gain.low:+.3f} to "
-        f"{gain.high:+.3f}): more of the earlier training gave as much for the same cost. Train that until more gives nothing, then begin."
+        f"{gain.high:+.3f}): more of the earlier training gave as much for the same cost. "
+        "Train that until more gives nothing, then begin."
         for one in run.evaluations
         if (gain := one.beyond_control) is not None and gain.low <= 0
     ]
