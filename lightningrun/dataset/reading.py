@@ -86,10 +86,10 @@ class _Reader:
         self.around = around
         self.problems: list[Problem] = []
         self.missing: list[str] = []
-        self.ids: dict[str, tuple[str, str]] = {}
-        """Id -> its split and place."""
-        self.contents: dict[str, tuple[str, str]] = {}
-        """Digest of a row without its id -> the first split and place."""
+        self.ids: dict[str, tuple[str, Source, int]] = {}
+        """Id -> its split, and the source and number of its row."""
+        self.contents: dict[str, tuple[str, Source, int]] = {}
+        """Digest of a row without its id -> the same of the first one."""
 
     def split(self, name: str, config: SplitConfig) -> Split:
         key = f"task.data.{name}"
@@ -127,12 +127,12 @@ class _Reader:
 
     def _clash(self, split: str, row: _Row, source: Source) -> str | None:
         """What makes a row of this split one of another too, if anything."""
-        here = (split, source.place(row.number))
-        other, where = self.ids.setdefault(row.task.id, here)
+        here = (split, source, row.number)
+        other, there, number = self.ids.setdefault(row.task.id, here)
         if other != split:
-            return f"id {row.task.id!r} is also at {where}, in split '{other}'"
-        other, where = self.contents.setdefault(row.content, here)
-        return f"the same row is at {where}, in split '{other}'" if other != split else None
+            return f"id {row.task.id!r} is also at {there.place(number)}, in split '{other}'"
+        other, there, number = self.contents.setdefault(row.content, here)
+        return f"the same row is at {there.place(number)}, in split '{other}'" if other != split else None
 
 
 class _Reading:
@@ -191,13 +191,12 @@ class _Reading:
         if not raw:
             raise _BadRow("an empty row")
         row = self._renamed(raw)
+        field = self.task.id or "id"
         try:
-            whole = digest(row)
+            content = digest({key: value for key, value in row.items() if key != field})
         except UnicodeEncodeError:
             raise _BadRow("text that is not valid Unicode (half of a surrogate pair)") from None
-        field = self.task.id or "id"
-        name = self._id(row, whole)
-        content = digest({key: value for key, value in row.items() if key != field}) if field in row else whole
+        name = self._id(row, content)
         if name in self.numbers:
             raise _BadRow(f"id {name!r} is also at {self.source.place(self.numbers[name])}")
         self.numbers[name] = number
@@ -218,11 +217,11 @@ class _Reading:
             row[name] = raw[original]
         return row
 
-    def _id(self, row: Mapping[str, Any], whole: str) -> str:
+    def _id(self, row: Mapping[str, Any], content: str) -> str:
         field = self.task.id or "id"
         if field not in row:
             if self.task.id is None:
-                return whole[:16]
+                return content[:16]
             hint = did_you_mean(field, row)
             raise _BadRow(f"no field '{field}', which task.id names" + (f"; {hint}" if hint else ""))
         value = row[field]
