@@ -186,6 +186,20 @@ def test_a_killed_runner_and_a_killed_worker_cost_a_few_steps(
     assert metrics["rollouts"] == 6 * 4 * 8 and metrics["reward"] > metrics["reward_start"]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_critic_and_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"steps": 2, "eval": {"every": 2}, "algorithm": "ppo", "lora": {"rank": 4, "alpha": 8}}
+    recipe = make_project(tmp_path, {**RAY, **options})
+    at_home(tmp_path, monkeypatch)
+    watched = Watched()
+    result = lightningrun.load(recipe).run(observers=[watched])
+    assert result.error is None and watched.is_gone()
+    steps = curve(watched.events)
+    assert steps[2]["critic.loss"] > 0 and steps[2]["grad_norm"] > 0
+    loads_in_transformers(tmp_path / "runs" / "latest" / "stages" / "grpo" / "outputs" / "model")
+
+
 SILENT = """
 def answer(question, prompts, llm):
     return "letters"
@@ -201,7 +215,7 @@ def answer(question, prompts, llm):
         ({"steps": 12, "eval": {"every": 12}}, {"reward": "small_letters.reward:constant"}, 3, "earned the same"),
         ({"verl": {"actor_rollout_ref": {"actor": {"loss_agg_mode": "odd"}}}}, {}, 3, "loss_agg_mode: odd"),
     ],
-    ids=["an agent that makes no call", "a constant reward", "what verl refuses"],
+    ids=["no_call", "constant_reward", "refused_by_verl"],
 )
 def test_what_ends_it_is_said(
     tmp_path: Path,

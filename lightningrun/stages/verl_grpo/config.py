@@ -159,6 +159,8 @@ def ray_problems(config: GrpoConfig) -> Iterator[str]:
         yield "resample: on backend ray it is verl that replaces such rows: verl.algorithm.filter_groups.enable"
     if config.rest:
         yield "rest: does nothing on backend ray"
+    if config.lora is not None and config.algorithm in WITH_CRITIC and config.kl.coef:
+        yield "kl.coef: verl 0.9.1 cannot do that with adapters and a critic together"
     if config.lora is not None and config.lora.alpha % 1:
         yield "lora.alpha: verl takes whole numbers"
     if config.loss == "per_rollout_mean" and config.verl.get("algorithm", {}).get("rollout_correction"):

@@ -1,8 +1,9 @@
 """verl on a machine without an accelerator: a platform whose device is the CPU.
 
-Ray is told of logical GPUs, so that verl's placement is as ever. Two things of verl expect another device: process
-groups, which it opens as ``cpu:gloo,<device>:<backend>`` (torch refuses a device named twice), and its engines, which
-have no name for the CPU (``VERL_ENGINE_DEVICE`` is its own way to take another's).
+Ray is told of logical GPUs, so that verl's placement is as ever. Three things of verl expect another device: process
+groups, which it opens as ``cpu:gloo,<device>:<backend>`` (torch refuses a device named twice), critics, which it loads
+with flash attention whatever is asked for, and its engines, which have no name for the CPU (``VERL_ENGINE_DEVICE`` is
+its own way to take another's).
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from verl.plugin.platform import PlatformBase, PlatformRegistry, set_platform
 def install() -> None:
     """Make the CPU this process's platform. Before verl asks for one."""
     import verl.utils.distributed as distributed
+    import verl.utils.model as model
 
     PlatformRegistry.register(platform="cpu")(CpuPlatform)
     set_platform(CpuPlatform())
     distributed.initialize_global_process_group_ray = open_process_group
     distributed.initialize_global_process_group = _open_and_tell
+    model.load_valuehead_model = load_critic
     os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
 
 
@@ -45,6 +48,19 @@ def open_process_group(timeout_second: float | None = None, backend: str | None 
 def _open_and_tell(timeout_second: float = 36000) -> tuple[int, int, int]:
     open_process_group(timeout_second)
     return int(os.environ["LOCAL_RANK"]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def load_critic(local_path: str, torch_dtype: torch.dtype, model_config: Any, trust_remote_code: bool) -> Any:
+    """verl's ``load_valuehead_model``, with an attention that a CPU has."""
+    from transformers import AutoModelForTokenClassification
+
+    return AutoModelForTokenClassification.from_pretrained(
+        local_path,
+        dtype=torch_dtype,
+        config=model_config,
+        attn_implementation="sdpa",
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def _peak_bytes(*_: Any, **__: Any) -> int:

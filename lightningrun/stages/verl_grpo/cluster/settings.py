@@ -42,7 +42,8 @@ OURS = {
 FIXED = (
     "actor_rollout_ref.model.external_lib", "actor_rollout_ref.rollout.agent.agent_loop_config_path",
     "actor_rollout_ref.rollout.agent.default_agent_loop", "data.train_files", "data.val_files",
-    "ray_kwargs.ray_init._temp_dir", "ray_kwargs.ray_init.address", "trainer.default_local_dir", "trainer.logger",
+    "ray_kwargs.ray_init._node_ip_address", "ray_kwargs.ray_init._temp_dir", "ray_kwargs.ray_init.address",
+    "trainer.default_local_dir", "trainer.logger",
     "trainer.resume_mode", "trainer.resume_from_path", "trainer.use_v1", "trainer.val_before_train",
     "trainer.total_epochs", "trainer.nnodes",
 )  # fmt: skip

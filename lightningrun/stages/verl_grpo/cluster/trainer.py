@@ -66,6 +66,7 @@ class Trainer:
             "trainer.default_local_dir": str(checkpoints),
             "ray_kwargs.ray_init._temp_dir": str(self.folder / "ray"),
             "ray_kwargs.ray_init.address": "local",
+            "ray_kwargs.ray_init._node_ip_address": "127.0.0.1",
         }
         for dotted, value in places.items():
             *path, last = dotted.split(".")
