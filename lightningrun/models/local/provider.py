@@ -19,7 +19,7 @@ from lightningrun.errors import LightningError, ModelError, UsageError
 from lightningrun.models.local.chat import Asked, Holder, answer_id, logprob_entry, marks_of, message_of
 from lightningrun.models.local.engine import Completion, LocalEngine, placed
 from lightningrun.models.local.folder import content_digest, find, is_output
-from lightningrun.models.local.tokenizer import TextStream
+from lightningrun.models.local.tokenizer import ChatTokenizer, TextStream
 from lightningrun.models.provider import SAMPLED, Body, RefusedRequest
 from lightningrun.types import Json
 
@@ -70,6 +70,7 @@ class LocalProvider:
         if self._engine is not None:
             self._engine.close()
             self._engine = None
+            gc.unfreeze()  # it is garbage now, once its thread has ended
 
     async def engine(self) -> LocalEngine:
         """The engine, loaded if it is not yet. Raises UsageError, Missing, ModelError."""
@@ -90,6 +91,7 @@ class LocalProvider:
                     max_batch=config.max_batch,
                     context=config.context,
                 )
+                gc.collect()  # an engine that answered before
                 gc.freeze()  # torch and the weights stay: to look through them for garbage takes half a second
             return self._engine
 
@@ -209,12 +211,12 @@ def _prompt(engine: LocalEngine, asked: Asked) -> tuple[int, ...]:
     except UsageError as error:
         detail = {"message": error.message, "type": "invalid_request_error"}
         raise RefusedRequest(error.message, status=400, detail=detail) from error
-    return _encoded(engine, text)
+    return _encoded(engine.tokenizer, text)
 
 
 @lru_cache(maxsize=512)
-def _encoded(engine: LocalEngine, text: str) -> tuple[int, ...]:
-    return tuple(engine.tokenizer.encode(text))
+def _encoded(tokenizer: ChatTokenizer, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer.encode(text))
 
 
 def _head(body: Body, weights: str, prompt: tuple[int, ...], asked: Asked, kind: str) -> Body:

@@ -69,6 +69,7 @@ async def run(ctx: StageContext, inputs: Mapping[str, Artifact]) -> StageResult:
 
         return await RayTraining(ctx, base).run()
     algorithm = await in_thread(lambda: Algorithm(config), config.watchdog_s)
+    gc.collect()
     gc.freeze()  # verl and what it brings stay: to look through them for garbage would take a fifth of each step
     return await Training(ctx, base, algorithm).run()
 
