@@ -77,7 +77,7 @@ def imports(module: str, path: Path) -> Iterator[tuple[str, int, bool]]:
 
 
 MODULES = dict(modules())
-CORE_LINES = 13_100
+CORE_LINES = 13_300
 FILE_LINES = 420
 
 
