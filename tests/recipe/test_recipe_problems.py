@@ -30,8 +30,8 @@ def test_six_different_mistakes_are_shown_at_once_in_order_with_suggestions(proj
         "recipe.yaml:8:20: agent.prompts.system.file: prompts/sytem.md: cannot read this prompt: "
         "No such file or directory; did you mean 'system.md'?",
         "recipe.yaml:9:20: ${vars.base_modl}: no such key; did you mean 'vars.base_model'?",
-        "recipe.yaml:15:21: models.coach.provider: must be 'openai', 'litellm', 'python', 'local' or 'vllm', got 'litelm'; "
-        "did you mean 'litellm'?",
+        "recipe.yaml:15:21: models.coach.provider: must be 'openai', 'litellm', 'python', 'local' or 'vllm', "
+        "got 'litelm'; did you mean 'litellm'?",
         "recipe.yaml:21:5: unknown key 'roundz' in 'stages.apo'; did you mean 'rounds'?",
         "recipe.yaml:25:23: stages.sft.inputs.prompts: no stage 'ap'; did you mean 'apo.prompts'?",
         "recipe.yaml:29:39: stages.final.gate.beats: stage 'final' cannot read itself",
