@@ -40,5 +40,5 @@ def test_other_weights_make_the_search_stale(plan: dict[str, StagePlan]) -> None
 
 
 def test_calls_are_forecast_for_the_role_that_answers(plan: dict[str, StagePlan]) -> None:
-    assert plan["apo"].forecast.calls == {"own": 500, "coach": 100}
-    assert plan["hosted"].forecast.calls == {"policy": 500, "coach": 100}
+    assert plan["apo"].forecast.calls == {"own": 500, "coach": 125}
+    assert plan["hosted"].forecast.calls == {"policy": 500, "coach": 125}
