@@ -198,7 +198,8 @@ def test_the_agent_solves_its_rows_through_the_gateway(
 def test_a_small_model_learns_the_tool_by_example_and_then_by_reward(tmp_path: Path) -> None:
     """The recipe, shortened: worked solutions, several turns each, and then rewards alone, on problems new to it."""
     pytest.importorskip("verl", exc_type=ImportError)
-    short = ["stages.sft.steps=450", "stages.grpo.steps=12", "stages.grpo.eval.every=6", "stages.final.gate=null"]
+    short = ["stages.sft.steps=450", "stages.grpo.steps=12", "stages.grpo.eval.every=6"]
+    short += ["stages.final.gate.min.reward=0.01"]
     where = ["--runs-dir", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, "-m", "lightningrun", "recipes/calculator.yaml", *short, "tracking.enabled=false", *where],
