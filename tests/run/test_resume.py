@@ -271,7 +271,7 @@ def test_the_demo_killed_while_it_trains(tmp_path: Path) -> None:
         wait_for(lambda: journal_lines_of(runs) >= target or process.poll() is not None, 200)  # noqa: B023
         process.kill()
         process.wait()
-        done = lightningrun(REPOSITORY, "resume", "--until", "grpo", "--runs-dir", str(runs))
+        done = lightningrun(REPOSITORY, "resume", "--runs-dir", str(runs))
         assert done.returncode == 0, done.stdout + done.stderr
         assert final(runs) == expected, f"killed at {target} of {total} events"
 
