@@ -45,7 +45,7 @@ test: setup
 	$(BIN)/python -m pytest -m 'not slow and not examples' -n $(WORKERS)
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow -n $(WORKERS) --timeout 900
+	$(BIN)/python -m pytest -m slow -n $(WORKERS) --timeout 900 --durations 30
 
 test-examples: setup
 	$(BIN)/python -m pytest -m examples tests/examples -n $(WORKERS) --dist loadfile --durations 20

@@ -24,10 +24,19 @@ Stats = Callable[[str], dict[str, float]]
 
 
 def kill_and_resume(
-    base: str, stats: Stats, family: str, number: int, options: Mapping[str, Any] = DEFAULTS, moments: int = 2
+    base: str,
+    stats: Stats,
+    family: str,
+    number: int,
+    options: Mapping[str, Any] = DEFAULTS,
+    moments: int = 2,
+    call_ms: int = 10,
 ) -> dict[str, Any]:
     """An undisturbed run beside one that is killed (its whole process group, -9) ``moments`` times, when a random share
-    of its calls is answered. ``options``: of the stage.
+    of its calls is answered.
+
+    ``options``: of the stage. ``call_ms``: how long a model takes to answer. A kill comes some 20 ms late, so that with
+    fast models a short run may have asked everything by then.
 
     Models answer equal questions equally here, so that both must end the same. A call is repeated if its answer was in
     calls.jsonl when the kill came and it is asked again; what was in flight may be asked again.
@@ -37,7 +46,7 @@ def kill_and_resume(
     with tempfile.TemporaryDirectory(prefix="lightningrun-bench-apo-") as name:
         plain, killed = Path(name, "plain"), Path(name, "killed")
         for folder in (plain, killed):
-            model = f"{world.name}+ms=10+same=1@{folder.name}-{world.name}"
+            model = f"{world.name}+ms={call_ms}+same=1@{folder.name}-{world.name}"
             ours.write_project(folder, world, base, model, options)
         ours.run(plain)
         expected, one = ours.outcome(plain, world), stats(f"plain-{world.name}")

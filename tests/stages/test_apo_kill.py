@@ -26,7 +26,7 @@ SLOTS = 8
 def test_killed_twice_it_ends_the_same_and_asks_nothing_twice(algorithm: str) -> None:
     options: dict[str, Any] = {"algorithm": algorithm, "budget": {"max_rollouts": 160}}
     with bench.endpoint() as base:
-        found = trials.kill_and_resume(base, lambda run: bench.stats(base, run), "additive", 100, options)
+        found = trials.kill_and_resume(base, lambda run: bench.stats(base, run), "additive", 100, options, call_ms=150)
     assert found["kills"] == 2, "it ended before it was killed"
     assert 40 < found["recorded"] < found["calls"]
     assert found["repeats"] == 0
