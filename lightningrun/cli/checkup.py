@@ -83,7 +83,7 @@ def _ray() -> Finding:
     absent = [name for name in ("verl", "ray", "transfer_queue") if importlib.util.find_spec(name) is None]
     if absent:
         return "note", "backend: ray", f"cannot run: {', '.join(absent)} missing (pip install 'lightningrun[train]')"
-    from lightningrun.stages.verl_grpo.config import gpu_count
+    from lightningrun.stages.verl_process.configuration import gpu_count
 
     gpus = gpu_count()
     if gpus and importlib.util.find_spec("vllm") is None:

@@ -28,15 +28,15 @@ from lightningrun.cli.checkup import examine
 from lightningrun.models.local.engine import LocalEngine
 from lightningrun.models.local.sampling import Sampling
 from lightningrun.recipe.model import ModelConfig
-from lightningrun.stages.verl_grpo.cluster.export import merged
 from lightningrun.stages.verl_grpo.cluster.hub import sequence
 from lightningrun.stages.verl_grpo.cluster.server import EngineServer
-from lightningrun.stages.verl_grpo.cluster.settings import configuration, problems
+from lightningrun.stages.verl_grpo.cluster.settings import configuration, verl_problems
 from lightningrun.stages.verl_grpo.cluster.trainer import Trainer
 from lightningrun.stages.verl_grpo.cluster.training import Story
 from lightningrun.stages.verl_grpo.cluster.wire import Line, LineDown, Message
 from lightningrun.stages.verl_grpo.config import GrpoConfig
 from lightningrun.stages.verl_grpo.trajectories import Turn
+from lightningrun.stages.verl_process.export import merged
 from tests.models.local_checkpoints import saved
 
 
@@ -161,7 +161,7 @@ sys.exit(3)
 
 
 def guarded(folder: Path, how: str) -> tuple[subprocess.Popen[bytes], list[psutil.Process]]:
-    command = [sys.executable, "-m", "lightningrun.stages.verl_grpo.cluster.guard", str(folder)]
+    command = [sys.executable, "-m", "lightningrun.stages.verl_process.guard", str(folder)]
     guard = subprocess.Popen(
         [*command, sys.executable, "-c", DETACHED, how], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -194,7 +194,7 @@ def test_a_guard_leaves_nothing_behind(tmp_path: Path, how: str) -> None:
 
 def test_keys_of_verls_configuration_are_checked() -> None:
     def said(given: dict[str, Any]) -> list[str]:
-        return list(problems(given))
+        return list(verl_problems(given))
 
     assert not said({"actor_rollout_ref": {"model": {"lora_rank": 8}, "actor": {"clip_ratio_high": 0.3}}})
     assert not said({"actor_rollout_ref": {"rollout": {"engine_kwargs": {"vllm": {"swap": 4}}}}})

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -14,6 +12,7 @@ from lightningrun.recipe.model import Config, StageConfig
 from lightningrun.recipe.suggest import did_you_mean
 from lightningrun.stages.base import Forecast, StageSpec
 from lightningrun.stages.lora import LoraConfig
+from lightningrun.stages.verl_process.configuration import gpu_count
 from lightningrun.types import ArtifactKind
 
 if TYPE_CHECKING:
@@ -117,15 +116,6 @@ class GrpoConfig(StageConfig):
         return 1 + math.ceil(self.steps / self.eval.every)
 
 
-def gpu_count() -> int:
-    """NVIDIA GPUs that this process may use, without importing torch."""
-    there = sum(path.name[6:].isdigit() for path in Path("/dev").glob("nvidia[0-9]*"))
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is None:
-        return there
-    return min(there, len([name for name in chosen.split(",") if name.strip() and name.strip() != "-1"]))
-
-
 def backend_of(config: GrpoConfig) -> Literal["inproc", "ray"]:
     """``auto``: verl's own trainer where there is more than one GPU."""
     if config.backend == "auto":
@@ -168,7 +158,7 @@ def ray_problems(config: GrpoConfig) -> Iterator[str]:
     often = config.verl.get("trainer", {}).get("save_freq", config.eval.every)
     if not isinstance(often, int) or often < 1 or config.eval.every % often:
         yield f"verl.trainer.save_freq: must divide eval.every ({config.eval.every}): weights that do best are kept"
-    yield from settings.problems(config.verl)
+    yield from settings.verl_problems(config.verl)
 
 
 def forecast(config: GrpoConfig, recipe: Recipe, rows: Mapping[str, int]) -> Forecast:

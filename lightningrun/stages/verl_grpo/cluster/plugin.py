@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 
-DEVICE = "LIGHTNINGRUN_VERL_DEVICE"
-"""Environment variable: ``cpu`` or ``cuda``, for what verl's processes compute on."""
+from lightningrun.stages.verl_process.configuration import DEVICE
+
 ROLLOUT = "lightningrun"
 """The name of our rollout server: ``actor_rollout_ref.rollout.name``."""
 LOSS = "per_rollout_mean"
@@ -33,7 +33,7 @@ def _register() -> None:
 
 
 if os.environ.get(DEVICE) == "cpu":
-    from lightningrun.stages.verl_grpo.cluster import cpu
+    from lightningrun.stages.verl_process import cpu
 
     cpu.install()
 if os.environ.get(DEVICE):

@@ -1,27 +1,28 @@
-"""The stage's options as verl's own configuration, and the check of a recipe's ``verl:`` block against it.
-
-verl's defaults are read from the file that comes with it, without importing verl: that takes ten seconds.
-"""
+"""The stage's options as verl's own configuration, and the check of a recipe's ``verl:`` block against it."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from lightningrun.recipe.suggest import did_you_mean
 from lightningrun.stages.verl_grpo.cluster.plugin import LOSS, ROLLOUT
+from lightningrun.stages.verl_process.configuration import (
+    CPU_ENGINE,
+    CPU_MODEL,
+    PADDED,
+    TOKENS_A_PASS,
+    Tree,
+    merge,
+    problems,
+    tokens_of_context,
+    verl_defaults,
+)
 
 if TYPE_CHECKING:
     from lightningrun.recipe.model import ModelConfig
     from lightningrun.stages.verl_grpo.config import GrpoConfig
-
-Tree = dict[str, Any]
 
 OURS = {
     "actor_rollout_ref.actor.grad_clip": "max_grad_norm",
@@ -48,47 +49,11 @@ FIXED = (
     "trainer.total_epochs", "trainer.nnodes",
 )  # fmt: skip
 """What is decided by how the stage runs verl."""
-_FREE = ("override_config", "engine_kwargs", "ray_init", "sampler_kwargs", "runtime_env", "override_optimizer_config")
-"""Blocks that verl hands on to others: any key may stand in them."""
-_LONGEST = 8192
-"""Tokens of prompt and answer where neither role nor checkpoint says fewer."""
-_TOKENS_A_PASS = 16384
 
 
-@lru_cache(maxsize=1)
-def verl_defaults() -> Tree:
-    """verl's configuration with its defaults; empty if verl is not installed."""
-    spec = importlib.util.find_spec("verl")
-    if spec is None or not spec.submodule_search_locations:
-        return {}
-    path = Path(spec.submodule_search_locations[0]) / "trainer" / "config" / "_generated_ppo_trainer.yaml"
-    return dict(yaml.safe_load(path.read_text("utf-8"))) if path.is_file() else {}
-
-
-def problems(given: Mapping[str, Any]) -> Iterator[str]:
+def verl_problems(given: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with a ``verl:`` block: keys that verl has not, and what the stage itself decides."""
-    defaults = verl_defaults()
-    if defaults:
-        yield from _unknown(given, defaults, ())
-
-
-def _unknown(given: Mapping[str, Any], known: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
-    for name, value in given.items():
-        here = (*path, str(name))
-        dotted = ".".join(here)
-        if dotted in OURS:
-            yield f"verl.{dotted}: is said by the stage's option `{OURS[dotted]}`"
-        elif dotted in FIXED:
-            yield f"verl.{dotted}: is decided by how the stage runs verl"
-        elif str(name).startswith("+"):
-            continue
-        elif name not in known:
-            hint = did_you_mean(str(name), [key for key in known if key != "_target_"])
-            yield f"verl.{dotted}: verl has no such key; {hint or 'one that its files do not name begins with +'}"
-        elif isinstance(known[name], Mapping) and not isinstance(value, Mapping):
-            yield f"verl.{dotted}: is a block of keys: {', '.join(list(known[name])[:4])}, ..."
-        elif isinstance(value, Mapping) and isinstance(known[name], Mapping) and name not in _FREE and known[name]:
-            yield from _unknown(value, known[name], here)
+    yield from problems(given, verl_defaults("_generated_ppo_trainer"), OURS, FIXED)
 
 
 def configuration(config: GrpoConfig, role: ModelConfig, base: Path, gpus: int) -> Tree:
@@ -113,7 +78,7 @@ def configuration(config: GrpoConfig, role: ModelConfig, base: Path, gpus: int) 
             "actor": {
                 "strategy": "fsdp2", "optim": optimizer, "grad_clip": config.max_grad_norm,
                 "ppo_mini_batch_size": config.batch, "use_dynamic_bsz": True,
-                "ppo_max_token_len_per_gpu": max(_TOKENS_A_PASS, context),
+                "ppo_max_token_len_per_gpu": max(TOKENS_A_PASS, context),
                 "loss_agg_mode": "seq-mean-token-mean" if weighed else "token-mean",
                 "policy_loss": {"loss_mode": LOSS if weighed else "vanilla"},
                 "use_kl_loss": config.kl.coef > 0, "kl_loss_coef": config.kl.coef,
@@ -143,7 +108,7 @@ def configuration(config: GrpoConfig, role: ModelConfig, base: Path, gpus: int) 
     if estimator == "gae":
         tree["critic"] = {
             "strategy": "fsdp2", "model": {"path": str(base)}, "optim": optimizer, "grad_clip": config.max_grad_norm,
-            "use_dynamic_bsz": True, "ppo_max_token_len_per_gpu": max(_TOKENS_A_PASS, context),
+            "use_dynamic_bsz": True, "ppo_max_token_len_per_gpu": max(TOKENS_A_PASS, context),
         }  # fmt: skip
     if config.lora is not None:
         model = {
@@ -153,27 +118,20 @@ def configuration(config: GrpoConfig, role: ModelConfig, base: Path, gpus: int) 
         }
         tree["actor_rollout_ref"]["model"] |= model
     if not gpus:
-        _merge(tree, _on_the_cpu(estimator == "gae"))
+        merge(tree, _on_the_cpu(estimator == "gae"))
     elif importlib.util.find_spec("flash_attn") is None:
         for part in ("actor_rollout_ref", "critic") if estimator == "gae" else ("actor_rollout_ref",):
-            _merge(tree[part]["model"], _PADDED)
-    _merge(tree, config.verl)
+            merge(tree[part]["model"], PADDED)
+    merge(tree, config.verl)
     return tree
-
-
-_PADDED: Tree = {"use_remove_padding": False, "override_config": {"attn_implementation": "sdpa"}}
-"""verl lays sequences end to end only for flash attention."""
 
 
 def _on_the_cpu(critic: bool) -> Tree:
     """No compiler, no flash attention, no bfloat16."""
-    plain = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
-    engine = {"model_dtype": "fp32", "dtype": "float32", "use_torch_compile": False, "mixed_precision": plain}
-    model = {**_PADDED, "enable_gradient_checkpointing": False}
-    actor = {"fsdp_config": engine, "use_torch_compile": False}
+    actor = {"fsdp_config": CPU_ENGINE, "use_torch_compile": False}
     tree: Tree = {
         "actor_rollout_ref": {
-            "model": {**model, "lora": {"merge": True}},
+            "model": {**CPU_MODEL, "lora": {"merge": True}},
             "actor": actor,
             "ref": actor,
             "rollout": {"free_cache_engine": False, "dtype": "float32"},
@@ -182,26 +140,4 @@ def _on_the_cpu(critic: bool) -> Tree:
             "ray_init": {"num_cpus": 8, "num_gpus": 1, "include_dashboard": False, "object_store_memory": 256 << 20}
         },
     }
-    return {**tree, "critic": {"model": model, "fsdp": engine}} if critic else tree
-
-
-def tokens_of_context(role: ModelConfig, base: Path) -> int:
-    """Tokens that a prompt and its answer may have together."""
-    known = json.loads((base / "config.json").read_text("utf-8")).get("max_position_embeddings") or _LONGEST
-    return min(role.context or _LONGEST, int(known))
-
-
-def _merge(tree: Tree, given: Mapping[str, Any]) -> None:
-    for name, value in given.items():
-        name = str(name).lstrip("+")
-        if isinstance(value, Mapping) and isinstance(tree.get(name), dict):
-            _merge(tree[name], value)
-        else:
-            tree[name] = _plain(value)
-
-
-def _plain(value: Any) -> Any:
-    """Without Hydra's signs for new keys."""
-    if isinstance(value, Mapping):
-        return {str(name).lstrip("+"): _plain(inner) for name, inner in value.items()}
-    return value
+    return {**tree, "critic": {"model": CPU_MODEL, "fsdp": CPU_ENGINE}} if critic else tree

@@ -21,13 +21,14 @@ from lightningrun.stages.statistics import mean
 from lightningrun.stages.training_thread import in_thread, told_until
 from lightningrun.stages.verl_grpo.batch import Batch
 from lightningrun.stages.verl_grpo.cluster import settings
-from lightningrun.stages.verl_grpo.cluster.export import export
 from lightningrun.stages.verl_grpo.cluster.hub import Hub
 from lightningrun.stages.verl_grpo.cluster.policy import RemoteEngine
 from lightningrun.stages.verl_grpo.cluster.trainer import Trainer
-from lightningrun.stages.verl_grpo.config import GrpoConfig, gpu_count
+from lightningrun.stages.verl_grpo.config import GrpoConfig
 from lightningrun.stages.verl_grpo.outcome import DEAD_STEPS, NOTHING_TO_LEARN, result_of
 from lightningrun.stages.verl_grpo.rows import Rows
+from lightningrun.stages.verl_process.configuration import Tree, gpu_count, tokens_of_context
+from lightningrun.stages.verl_process.export import export
 from lightningrun.types import StageResult, Task
 
 HEALTH = {
@@ -108,7 +109,7 @@ class RayTraining:
         role = ctx.recipe.models[config.policy]
         rows = self._rows()
         tree = settings.configuration(config, role, self._base, self._gpus)
-        engine = RemoteEngine(self._base, settings.tokens_of_context(role, self._base), seeded=not self._gpus)
+        engine = RemoteEngine(self._base, tokens_of_context(role, self._base), seeded=not self._gpus)
         engine.answered = self._sign_of_life
         await ctx.service.rest(config.policy)  # verl serves the policy itself, and wants the memory
         self._hub = Hub(ctx, engine, rows, self._trained, self._evaluated)
@@ -119,7 +120,7 @@ class RayTraining:
             ctx.warn("Ray did not start within its 30 s, as the machine is busy: once more")
         return self._result()
 
-    async def _went_on(self, tree: settings.Tree, rows: Mapping[str, Sequence[Task]], last: bool) -> bool:
+    async def _went_on(self, tree: Tree, rows: Mapping[str, Sequence[Task]], last: bool) -> bool:
         """Let verl train to its end. Raises why it did not; False where it is worth another try."""
         self._trainer = trainer = Trainer(self._log)
         try:

@@ -1,6 +1,6 @@
 """Runs a command, and leaves nothing of it behind: not when it ends, not when whoever asked for it is killed.
 
-    python -m lightningrun.stages.verl_grpo.cluster.guard FOLDER COMMAND...
+    python -m lightningrun.stages.verl_process.guard FOLDER COMMAND...
 
 The guard adopts every orphan below it (Linux), so that daemons which detach themselves are found. It lives in a session
 of its own and holds one end of a pipe as its standard input; when the other end closes, or the command ends, it kills
