@@ -10,7 +10,7 @@ import pytest
 from lightningrun.errors import UsageError
 from lightningrun.models.local.template import WITHOUT_INSTRUCTIONS
 from lightningrun.models.local.tokenizer import ChatTokenizer, train_tokenizer
-from lightningrun.stages.sft.examples import Chat, chats_of, encode, read_chats, texts_of
+from lightningrun.stages.sft.examples import Chat, chats_of, encode, read_chats, rewritten, texts_of
 from lightningrun.types import LLMCall, Rollout, RolloutStatus
 
 SYSTEM = {"role": "system", "content": "You add."}
@@ -64,6 +64,25 @@ def test_the_policys_own_words_are_learned_and_examples_in_the_prompt_are_not() 
     learned = [token for token, learn in zip(example.ids, example.learn, strict=True) if learn]
     assert tokenizer.decode(learned, skip_special=False) == "own<|im_end|>" and too_long == 0
     assert encode([chat], tokenizer, context=8) == ([], 1)
+
+
+def test_the_policys_words_are_rewritten_and_no_others(tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text("def plain(text): return text.strip('`')\n\n\ndef gone(text): return None\n")
+    shown = [user("`2+2`"), said("`example`"), user("1+1"), {**said(""), "tool_calls": []}, said("`2`")]
+    first, other = Chat(shown, own=frozenset({3, 4})), Chat([user("1"), said("2")])
+    assert [
+        [message["content"] for message in chat.messages] for chat in rewritten([first, other], plain(tmp_path))
+    ] == [
+        ["`2+2`", "`example`", "1+1", "", "2"],
+        ["1", "2"],
+    ]
+    for bad in ("gone", "missing"):
+        with pytest.raises(UsageError, match=f"{bad} (made None of the answer '2'|cannot be loaded)"):
+            list(rewritten([other], plain(tmp_path, bad)))
+
+
+def plain(folder: Path, name: str = "plain") -> str:
+    return f"{folder / 'plain.py'}:{name}"
 
 
 def test_a_model_without_instructions_reads_neither_them_nor_its_tools(tmp_path: Path) -> None:

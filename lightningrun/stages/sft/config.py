@@ -50,6 +50,11 @@ class SftConfig(StageConfig):
     min_reward: float = Field(default=1.0, description="The least that a demonstration must have earned")
     file: str | None = Field(default=None, description="For chat: the file")
     train_on: list[str] = Field(default=[], description="Agents whose calls are imitated; empty: all")
+    rewrite: str | None = Field(
+        default=None,
+        description="``module:function`` of an answer's text, giving the text that is learned in its place: the query "
+        "without a fence that comes and goes. What an answer is wrapped in by chance can only be memorised",
+    )
     init: ScratchConfig | None = Field(default=None, description="null: the `model` input, or what the role serves")
     steps: int | None = Field(default=None, ge=1, description="Updates; null: `epochs` decides")
     epochs: float = Field(default=3.0, gt=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,23 @@ def _said(message: Body) -> Body:
     return {key: message.get(key) or "" for key in SAYS}
 
 
+def rewritten(chats: Iterable[Chat], named: str) -> Iterator[Chat]:
+    """The chats with what ``module:function`` makes of the policy's texts. Raises UsageError if that is no text."""
+    rewrite = _named(named, "rewrite")
+    for chat in chats:
+        messages = []
+        for index, message in enumerate(chat.messages):
+            text = message.get("content")
+            own = message.get("role") == "assistant" and (chat.own is None or index in chat.own)
+            if own and isinstance(text, str) and text:
+                said = rewrite(text)
+                if not isinstance(said, str) or not said:
+                    raise UsageError(f"{named} made {said!r} of the answer {text[:200]!r}", where="rewrite")
+                message = {**message, "content": said}
+            messages.append(message)
+        yield replace(chat, messages=messages)
+
+
 def read_chats(path: Path) -> Iterator[Chat]:
     """The chats of a JSONL file, ``{"messages": [...], "tools": [...]}`` a line. Raises UsageError with file:line."""
     try:
@@ -144,10 +161,16 @@ def texts_of(chats: Iterable[Chat], instructions: bool = True) -> Iterator[str]:
 
 def words(named: str) -> list[str]:
     """What ``module:function`` gives as whole words. Raises UsageError."""
-    from lightningrun.agents.calling import load
-
-    given: Any = load(named)
-    given = given() if callable(given) else given
+    given = _named(named, "init.whole_words")()
     if not isinstance(given, (list, tuple)) or not all(isinstance(word, str) for word in given):
         raise UsageError(f"{named} must give a list of words", where="init.whole_words")
     return list(given)
+
+
+def _named(named: str, where: str) -> Callable[..., Any]:
+    from lightningrun.agents.calling import load
+
+    try:
+        return load(named)
+    except (ImportError, AttributeError, TypeError, OSError) as error:
+        raise UsageError(f"{named} cannot be loaded: {error}", where=where) from error

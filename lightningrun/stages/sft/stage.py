@@ -22,7 +22,7 @@ from lightningrun.rollouts.engine import RolloutRequest
 from lightningrun.stages.base import StageContext
 from lightningrun.stages.rollout_file import read_rollouts
 from lightningrun.stages.sft.config import SftConfig
-from lightningrun.stages.sft.examples import Chat, Example, chats_of, encode, read_chats, texts_of, words
+from lightningrun.stages.sft.examples import Chat, Example, chats_of, encode, read_chats, rewritten, texts_of, words
 from lightningrun.stages.sft.gold import GoldModel, gold_answers
 from lightningrun.stages.sft.training import Trainer, Update
 from lightningrun.stages.statistics import mean
@@ -38,6 +38,8 @@ async def run(ctx: StageContext, inputs: Mapping[str, Artifact]) -> StageResult:
     config: SftConfig = ctx.config
     facts: dict[str, float] = {}
     chats = await _chats(ctx, inputs, facts)
+    if config.rewrite is not None:
+        chats = list(rewritten(chats, config.rewrite))
     if not chats:
         raise StageFailed(
             "there is no demonstration to learn from",
