@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +21,18 @@ pytest.importorskip("torch")
 pytest.importorskip("verl", exc_type=ImportError)
 pytest.importorskip("ray", exc_type=ImportError)
 
-import torch
 
 import lightningrun
 from lightningrun.errors import RecipeError
 from lightningrun.execution import RunResult
 from lightningrun.models.local import checkpoint
-from lightningrun.models.local.packing import Segment, pack
 from lightningrun.runner import resume
 from tests.run.project import environment
 from tests.stages.grpo_project import make_project
 from tests.stages.test_grpo_stage import at_home, curve
+from tests.stages.verl_runs import Watched, loads_in_transformers, private
+
+__all__ = ["private"]  # a fixture
 
 TWO_TURNS = """
 import json, urllib.request
@@ -57,34 +55,6 @@ def answer(question, prompts, llm):
     return first[:3] + again[:3]
 """
 RAY = {"backend": "ray", "lr": 1e-2, "steps": 8, "eval": {"every": 4}}
-
-
-class Watched:
-    """An observer that keeps count of the processes of a run."""
-
-    def __init__(self) -> None:
-        self.events: list[Any] = []
-        self.seen: set[psutil.Process] = set()
-
-    def __call__(self, event: Any) -> None:
-        self.events.append(event)
-        if event["kind"] == "metric":
-            self.seen |= set(psutil.Process().children(recursive=True))
-
-    def is_gone(self) -> bool:
-        _, alive = psutil.wait_procs(list(self.seen), timeout=10)
-        return bool(self.seen) and not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
-
-
-@pytest.fixture(autouse=True)
-def private(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where temporary folders go; a run must leave none. Short: the paths of sockets are."""
-    folder = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    yield folder
-    assert not list(folder.glob("lr-*"))
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def slowness() -> float:
@@ -119,20 +89,6 @@ def test_verls_trainer_learns_from_the_agent_as_it_is(tmp_path: Path, monkeypatc
 
 def weights(folder: Path) -> str:
     return checkpoint.content_digest(folder)
-
-
-def loads_in_transformers(folder: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    chat = [{"role": "user", "content": "say 1"}]
-    ids = AutoTokenizer.from_pretrained(folder).apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
-    with torch.no_grad():
-        theirs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-        packed = pack([[Segment(tuple(ids[:4]), None, False), Segment(tuple(ids[4:]), 0, True)]])
-        ours = checkpoint.load(folder).log_probs(packed)
-    wanted = torch.stack([theirs[place - 1, ids[place]] for place in range(4, len(ids))])
-    assert torch.allclose(ours, wanted, atol=1e-4)
 
 
 def told_until(journal: Path, step: int, process: subprocess.Popen[bytes]) -> None:

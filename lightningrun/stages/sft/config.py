@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from lightningrun.recipe.model import Config, StageConfig
 from lightningrun.stages.base import Forecast, StageSpec
 from lightningrun.stages.lora import LoraConfig
+from lightningrun.stages.sft import verl_settings
 from lightningrun.types import ArtifactKind
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ class SftConfig(StageConfig):
     """Supervised fine-tuning of the policy's weights: imitate demonstrations, loss on the assistant's tokens alone."""
 
     type: Literal["sft"] = "sft"
+    backend: Literal["embedded", "verl"] = Field(
+        default="embedded",
+        description="embedded: in this process, on a CPU or one GPU; verl: verl's own trainer, on any GPUs or a CPU",
+    )
     source: Literal["gold", "rollouts", "chat"] = Field(
         description="gold: a split's reference answers, asked for by the agent's own requests; rollouts: what earned "
         "its reward in an earlier stage (rejection sampling); chat: a JSONL file of {messages, tools}"
@@ -65,6 +70,15 @@ class SftConfig(StageConfig):
     max_grad_norm: float = Field(default=1.0, gt=0)
     lora: LoraConfig | None = Field(default=None, description="null: all weights are trained")
     save_every_s: float = Field(default=20.0, gt=0, description="How much work a kill may cost")
+    holdout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="backend verl: the share of demonstrations that is not learned. The weights with the least loss on "
+        "it, at any checkpoint, are the stage's; 0: the last ones",
+    )
+    watchdog_s: float = Field(default=900.0, gt=0, description="backend verl: no sign of life for so long: it fails")
+    verl: dict[str, Any] = Field(default={}, description="backend verl: fields of its trainer's own configuration")
     control_for: str | None = Field(
         default=None,
         description="A training stage: train for the processor time that it took, whatever `steps` and `epochs` say. "
@@ -82,6 +96,9 @@ class SftConfig(StageConfig):
 
     def references(self) -> tuple[tuple[str, str], ...]:
         return (("control_for", self.control_for),) if self.control_for else ()
+
+    def extras(self) -> tuple[tuple[str, str, str], ...]:
+        return (("backend", "verl", "train"), ("backend", "torch", "train")) if self.backend == "verl" else ()
 
     def splits(self) -> tuple[tuple[str, str], ...]:
         return (("split", self.split),) if self.source == "gold" else ()
@@ -101,6 +118,11 @@ def forecast(config: SftConfig, recipe: Recipe, rows: Mapping[str, int]) -> Fore
     other = recipe.stages.get(config.control_for or "")
     if other is not None and other.type not in ("verl_grpo", "sft"):
         errors.append(f"control_for: stage {config.control_for!r} is of type {other.type}: it trains nothing")
+    if config.backend == "verl":
+        errors += verl_settings.verl_problems(config)
+    else:
+        given = config.model_fields_set & {"holdout", "watchdog_s", "verl"}
+        errors += [f"{name}: is for backend: verl" for name in sorted(given)]
     count = rows.get(config.split, 0) if config.source == "gold" else 0
     return Forecast(rollouts=count, errors=tuple(errors))
 

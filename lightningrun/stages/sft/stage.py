@@ -15,18 +15,19 @@ from lightningrun.files import digest, read_record, write_atomic
 from lightningrun.models.local import checkpoint, lora
 from lightningrun.models.local.decoder import Decoder
 from lightningrun.models.local.engine import placed
-from lightningrun.models.local.folder import find
+from lightningrun.models.local.folder import content_digest, find
 from lightningrun.models.local.template import WITHOUT_INSTRUCTIONS
 from lightningrun.models.local.tokenizer import ChatTokenizer, train_tokenizer
 from lightningrun.rollouts.engine import RolloutRequest
 from lightningrun.stages.base import StageContext
 from lightningrun.stages.rollout_file import read_rollouts
-from lightningrun.stages.sft.config import SftConfig
+from lightningrun.stages.sft.config import ScratchConfig, SftConfig
 from lightningrun.stages.sft.examples import Chat, Example, chats_of, encode, read_chats, rewritten, texts_of, words
 from lightningrun.stages.sft.gold import GoldModel, gold_answers
 from lightningrun.stages.sft.training import Trainer, Update
 from lightningrun.stages.statistics import mean
 from lightningrun.stages.training_thread import in_thread, told_until
+from lightningrun.stages.verl_process.configuration import tokens_of_context
 from lightningrun.types import Artifact, ArtifactKind, Json, LLMCall, Rollout, StageResult
 
 _CURVE_POINTS = 100
@@ -46,13 +47,10 @@ async def run(ctx: StageContext, inputs: Mapping[str, Artifact]) -> StageResult:
             hint="lower `min_reward`, or see in the report why the rollouts that should be imitated failed",
         )
     await ctx.service.rest(config.policy)
+    if config.backend == "verl":
+        return await _trained_by_verl(ctx, inputs, chats, facts)
     decoder, tokenizer = _starting_point(ctx, inputs, chats)
-    examples, too_long = encode(chats, tokenizer, decoder.shape.context)
-    if too_long:
-        ctx.warn(f"{too_long} of {len(chats)} demonstrations are over the model's {decoder.shape.context} tokens")
-    if not examples:
-        raise StageFailed("no demonstration fits the model", hint="a model with a longer context")
-    ctx.info(f"{len(examples)} demonstrations, {sum(sum(one.learn) for one in examples)} tokens to learn")
+    examples, too_long = _encoded(ctx, chats, tokenizer, decoder.shape.context)
     steps = await in_thread(lambda: _steps(ctx, decoder, examples))
     trainer = Trainer(decoder, examples, config, steps, ctx.seed, ctx.work)
     await _train(ctx, trainer)
@@ -67,8 +65,45 @@ async def run(ctx: StageContext, inputs: Mapping[str, Artifact]) -> StageResult:
         "parameters": sum(weight.numel() for weight in lora.trained(decoder).values()),
         **facts,
     }
+    return _result(config.policy, saved, metrics)
+
+
+async def _trained_by_verl(
+    ctx: StageContext, inputs: Mapping[str, Artifact], chats: list[Chat], facts: Mapping[str, float]
+) -> StageResult:
+    """The same with verl's trainer: it wants the checkpoint that it begins with on disk, whatever its shape."""
+    from lightningrun.stages.sft.verl_training import VerlTraining
+
+    config: SftConfig = ctx.config
+    role = ctx.recipe.models[config.policy]
+    if config.init is not None:
+        base = ctx.work / "base"
+        checkpoint.save(*_scratch(ctx, chats), base, {})
+    else:
+        base = _folder(ctx, inputs)
+    examples, too_long = _encoded(ctx, chats, ChatTokenizer.load(base), tokens_of_context(role, base))
+    training = VerlTraining(ctx, base, examples)
+    metrics = await training.run(ctx.outputs / "model")
+    metrics |= {"examples": len(examples), "too_long": too_long, **facts}
+    return _result(config.policy, content_digest(ctx.outputs / "model"), metrics)
+
+
+def _encoded(
+    ctx: StageContext, chats: list[Chat], tokenizer: ChatTokenizer, context: int
+) -> tuple[list[Example], int]:
+    """The demonstrations that fit, and how many do not. Raises StageFailed if none does."""
+    examples, too_long = encode(chats, tokenizer, context)
+    if too_long:
+        ctx.warn(f"{too_long} of {len(chats)} demonstrations are over the model's {context} tokens")
+    if not examples:
+        raise StageFailed("no demonstration fits the model", hint="a model with a longer context")
+    ctx.info(f"{len(examples)} demonstrations, {sum(sum(one.learn) for one in examples)} tokens to learn")
+    return examples, too_long
+
+
+def _result(role: str, digest_of_model: str, metrics: dict[str, Json]) -> StageResult:
     outputs = {
-        "model": Artifact(ArtifactKind.MODEL, {"role": config.policy, "digest": saved}, "model"),
+        "model": Artifact(ArtifactKind.MODEL, {"role": role, "digest": digest_of_model}, "model"),
         "metrics": Artifact(ArtifactKind.METRICS, metrics),
     }
     return StageResult(outputs, metrics)
@@ -128,26 +163,36 @@ def _starting_point(
 ) -> tuple[Decoder, ChatTokenizer]:
     """The model that is trained, where it is trained (in float32), and its tokenizer."""
     config: SftConfig = ctx.config
-    model = ctx.recipe.models[config.policy]
-    device, _ = placed(model.device, "float32")
+    device, _ = placed(ctx.recipe.models[config.policy].device, "float32")
     if config.init is not None:
-        scratch = config.init
-        whole = words(scratch.whole_words) if scratch.whole_words else []
-        tokenizer = train_tokenizer(
-            texts_of(chats, scratch.instructions),
-            vocab_size=scratch.vocab_size,
-            whole_words=whole,
-            family=scratch.family,
-        )
-        if not scratch.instructions:
-            tokenizer.template = WITHOUT_INSTRUCTIONS + tokenizer.template
-        decoder = checkpoint.scratch(tokenizer, family=scratch.family, size=scratch.size, seed=ctx.seed).to(device)
+        decoder, tokenizer = _scratch(ctx, chats)
+        decoder = decoder.to(device)
     else:
-        folder = ctx.folders["model"] if "model" in inputs else find(model.name, f"models.{config.policy}.name")
+        folder = _folder(ctx, inputs)
         decoder, tokenizer = checkpoint.load(folder, device=device), ChatTokenizer.load(folder)
     if config.lora is not None:
         lora.adapt(decoder, config.lora.rank, config.lora.alpha, config.lora.targets, ctx.seed)
     return decoder, tokenizer
+
+
+def _folder(ctx: StageContext, inputs: Mapping[str, Artifact]) -> Path:
+    """Where the weights lie that are fine-tuned."""
+    role = ctx.config.policy
+    return ctx.folders["model"] if "model" in inputs else find(ctx.recipe.models[role].name, f"models.{role}.name")
+
+
+def _scratch(ctx: StageContext, chats: list[Chat]) -> tuple[Decoder, ChatTokenizer]:
+    """A small model made from nothing, by the seed, and a tokenizer that was trained on the demonstrations."""
+    scratch: ScratchConfig = ctx.config.init
+    tokenizer = train_tokenizer(
+        texts_of(chats, scratch.instructions),
+        vocab_size=scratch.vocab_size,
+        whole_words=words(scratch.whole_words) if scratch.whole_words else [],
+        family=scratch.family,
+    )
+    if not scratch.instructions:
+        tokenizer.template = WITHOUT_INSTRUCTIONS + tokenizer.template
+    return checkpoint.scratch(tokenizer, family=scratch.family, size=scratch.size, seed=ctx.seed), tokenizer
 
 
 def _steps(ctx: StageContext, decoder: Decoder, examples: list[Example]) -> int:
