@@ -5,11 +5,12 @@ what was measured to matter. A rewrite that beats its parent on a uniform batch 
 once; val is paid for the newest of several such steps, not for each, so that most rollouts buy steps and few
 candidates share the confirmation's alpha. A narrow lead is looked at on more rows; where there is little left to gain,
 on as many as it takes to tell, and each one accepted is scored on val. Whether it replaces the best is decided by every
-row that both have had.
+row that both have had; between two good ones training rows are added until the difference stands out of its noise.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -24,8 +25,9 @@ from lightningrun.types import Task
 
 LEAST_ROWS = 4
 """Near the end of the budget a rewrite is compared on fewer rows than it should be, but not on fewer than these."""
-SURE = 2.0
-"""A lead of so many rows ends a comparison early."""
+SURE, SURE_WHEN_GOOD = 2.0, 3.0
+"""A lead of so many rows ends a comparison early. Over a good parent most leads are luck, and each costs a look at val.
+"""
 CLIMB_BATCHES = 3
 """A lead of a row or two over a poor parent is looked at on so many batches: a chain of lucky steps leads downhill."""
 STALLED = 5
@@ -135,8 +137,7 @@ class Reflective(Search):
 
     def _price(self, attempt: Attempt) -> int:
         """Rollouts of the first comparison."""
-        unpaid = len(self.evaluation.missing(self.jobs(attempt.parent, attempt.batch)))
-        return unpaid + len(attempt.batch) * self.config.samples
+        return len(self._unpaid([attempt.parent], attempt.batch)) + len(attempt.batch) * self.config.samples
 
     def _val_price(self, times: int = 1) -> int:
         return times * len(self.setting.val) * self.config.samples
@@ -212,8 +213,10 @@ class Reflective(Search):
         least = 1e-9 if self.config.acceptance.rule == "strict_improvement" else -1e-9
         attempt.verdict = "accepted" if rows and gain > least else "rejected"
         config = self.config.acceptance
-        most = config.most if self._is_good(attempt.parent) else min(config.most, CLIMB_BATCHES * config.batch)
-        return gain < -1e-9 or gain * rows >= SURE * self.setting.span or len(attempt.batch) >= most
+        careful = self._is_good(attempt.parent)
+        most = config.most if careful else min(config.most, CLIMB_BATCHES * config.batch)
+        sure = (SURE_WHEN_GOOD if careful else SURE) * self.setting.span
+        return gain < -1e-9 or gain * rows >= sure or len(attempt.batch) >= most
 
     def _more_rows(self, attempt: Attempt, sharing: int) -> bool:
         """Add rows to a comparison if the budget pays for them; ``sharing`` comparisons are waiting for more."""
@@ -253,9 +256,33 @@ class Reflective(Search):
         await self.score(attempts)
         for attempt in attempts:
             self._unscored = [one for one in self._unscored if one is not attempt]
+            if self._is_good(attempt.parent) and self._is_good(self.best):
+                await self._run_off(self.child(attempt))
             self.keep(self.child(attempt))
             self.setting.log.attempt(attempt, self.best.id, self.spent())
         self.log_curve()
+
+    async def _run_off(self, challenger: Candidate) -> None:
+        """Run best and challenger on training rows, those that cost least first, until the rows that both have had
+        differ by more than one standard error, or there are no more.
+
+        Val alone is read by all that come this far: the luckiest of a few would win it more often than the best.
+        """
+        sides = (self.best, challenger)
+        rng = random.Random(f"{self.setting.seed}/run-off/{challenger.id}")
+        rows = [task for task in self._unseen(*sides) if self._unpaid(sides, [task])]
+        rows = sorted(rng.sample(rows, len(rows)), key=lambda task: len(self._unpaid(sides, [task])))
+        while rows:
+            gaps = self._gaps(challenger, self.best)
+            batch, rows = rows[: self.config.acceptance.batch], rows[self.config.acceptance.batch :]
+            more = self._unpaid(sides, batch)
+            told = abs(sum(gaps)) > math.sqrt(math.fsum(gap * gap for gap in gaps)) + 1e-9
+            if told or len(more) + self._val_price() > self.evaluation.budget.free:
+                return
+            await self.evaluation.run(more)
+
+    def _unpaid(self, candidates: Sequence[Candidate], tasks: Sequence[Task]) -> list[Job]:
+        return self.evaluation.missing(job for one in candidates for job in self.jobs(one, tasks))
 
     def _plan_merge(self) -> tuple[Attempt, Pair] | None:
         """The next merge, if one is due, promising and paid for."""
@@ -270,11 +297,10 @@ class Reflective(Search):
         fresh = self._unseen(pair.first, pair.second)
         train = rng.sample(fresh, len(fresh))
         sides = (pair.first, pair.second)
-        train.sort(key=lambda task: len(self.evaluation.missing(j for one in sides for j in self.jobs(one, [task]))))
+        train.sort(key=lambda task: len(self._unpaid(sides, [task])))
         batch = train[: self.config.acceptance.batch]
         attempt = Attempt(self.proposals + 1, pair.first, list(self.setting.optimize), batch, rng, way="merge")
-        unpaid = self.evaluation.missing(job for one in sides for job in self.jobs(one, batch))
-        cost = len(unpaid) + len(batch) * self.config.samples + self._val_price()
+        cost = len(self._unpaid(sides, batch)) + len(batch) * self.config.samples + self._val_price()
         return (attempt, pair) if cost <= self.evaluation.budget.free else None
 
     async def _merge(self, attempt: Attempt, pair: Pair) -> None:
@@ -297,9 +323,12 @@ class Reflective(Search):
 
     def is_better(self, challenger: Candidate, holder: Candidate) -> bool:
         """By every row that both have had, of val and of train."""
-        gaps = differences(holder.val or {}, challenger.val or {})
+        return sum(self._gaps(challenger, holder)) > 1e-9
+
+    def _gaps(self, challenger: Candidate, holder: Candidate) -> list[float]:
         jobs = (self.jobs(who, self.setting.train) for who in (holder, challenger))
-        return sum(gaps) + sum(differences(*(self.evaluation.scores(each) for each in jobs))) > 1e-9
+        training = differences(*(self.evaluation.scores(each) for each in jobs))
+        return [*differences(holder.val or {}, challenger.val or {}), *training]
 
     def settle(self, attempt: Attempt) -> None:
         """Book one decided proposal, in order: whether it goes on val is decided later."""
