@@ -27,11 +27,12 @@ _NOT_OURS = {errno.EROFS, errno.EACCES, errno.EPERM}
 _DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} | _NOT_OURS
 _CRC_PREFIX = '{"crc":"'
 MANIFEST = "manifest.json"
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def canonical_json(value: Any) -> str:
     """The one JSON text of a value: sorted keys, no spaces. Raises TypeError for what JSON cannot hold."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _CANONICAL.encode(value)
 
 
 def digest(value: Any) -> str:

@@ -75,7 +75,7 @@ class Prepared:
         Raises RecipeError or DatasetError with all problems, then Missing for absent keys and extras.
         """
         report = check_recipe(self.loaded, self.specs, root=self.root, environ=self.environ)
-        problems: list[Problem] = list(report.problems)
+        problems: list[Problem] = [*report.problems, *self._unpriced()]
         lacking = [str(problem) for problem in report.missing]
         rows: dict[str, int] = {}
         try:
@@ -98,6 +98,15 @@ class Prepared:
         if lacking:
             raise Missing("\n".join(lacking))
         return warnings
+
+    def _unpriced(self) -> Iterator[Problem]:
+        """Models whose price is not known, where a budget in dollars has to be kept."""
+        limit = self.recipe.budget.max_cost_usd
+        hint = "price: {input_per_mtok: ..., output_per_mtok: ...}; or budget: {max_cost_usd: null}"
+        for role, model in self.recipe.models.items():
+            if limit is not None and price_of(model) is None:
+                text = f"models.{role}: no price of {model.name!r} is known: budget.max_cost_usd {limit:g} is no bound"
+                yield self.loaded.problem(f"models.{role}", text, hint)
 
     def _lacking_python(self) -> Iterator[str]:
         """What an interpreter of the agent's own lacks: itself, or modules that the agent cannot do without."""

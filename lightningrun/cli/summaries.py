@@ -75,7 +75,7 @@ def show_run(run: RunSummary, mirror: MirrorState | None = None) -> None:
     tables = [_tags(run), _costs(run), _agents(run)]
     show(
         _title(run),
-        *([_headline(run.headline)] if run.headline is not None else []),
+        *([_headlines(run.headlines)] if run.headlines else []),
         _stages(run),
         *beside(run),
         *map(_prompt, run.prompts),
@@ -98,24 +98,21 @@ def _title(run: RunSummary) -> RenderableType:
     return Group(Rule(style="dim"), title, *lines)
 
 
-def _headline(head: Headline) -> Table:
+def _headlines(heads: Sequence[Headline]) -> Table:
     table = grid("", "", "")
-    if head.baseline is not None:
-        where = f"{head.baseline_stage or 'seed prompt'} on {head.split}"
-        table.add_row("baseline", number(head.baseline) + interval(head.baseline_low, head.baseline_high), where)
-    if head.final is not None:
-        where = f"{head.final_stage or 'best prompt'} on {head.split}, {plural(head.n, 'row')}"
-        table.add_row(
-            "reward" if head.baseline is None else "final",
-            number(head.final) + interval(head.final_low, head.final_high),
-            where,
-        )
-    if head.gain is not None:
-        sure = "" if head.low is None else " (95%, paired)"
-        clear = head.low is not None and head.low > 0
-        gain = f"{head.gain:+.3f}{interval(head.low, head.high)}"
-        note = "confirmed" if clear else "not clear of 0"
-        table.add_row("gain", gain, f"{note}{sure}", style="bold green" if clear else "bold yellow")
+    for head in heads:
+        if head is not heads[0]:
+            table.add_row()
+        before = head.baseline_stage or "seed prompt", head.baseline, head.baseline_low, head.baseline_high
+        after = head.final_stage or "best prompt", head.final, head.final_low, head.final_high
+        for name, mean, low, high in (before, after):
+            if mean is not None:
+                table.add_row(name, number(mean) + interval(low, high), f"on {head.split}, {plural(head.n, 'row')}")
+        if head.gain is not None:
+            sure = "" if head.low is None else " (95%, paired)"
+            clear = head.low is not None and head.low > 0
+            style, note = ("bold green", "confirmed") if clear else ("bold yellow", "not clear of 0")
+            table.add_row("gain", f"{head.gain:+.3f}{interval(head.low, head.high)}", note + sure, style=style)
     return table
 
 
@@ -215,9 +212,10 @@ def _search(search: Lineage) -> RenderableType:
 
 
 def _tags(run: RunSummary) -> Table:
-    compared = bool(run.headline and run.headline.baseline_stage)
-    numbers = ("rows", "baseline", "final", "gain") if compared else ("rows", "reward")
-    table = grid("tag", *numbers, right=numbers)
+    head = run.headline
+    compared = bool(head and head.baseline_stage)
+    named = [head.baseline_stage, head.final_stage, "gain"] if head and compared else ["reward"]
+    table = grid("tag", "rows", *named, right=["rows", *named])
     for tag, n, before, after in run.by_tag():
         both = ("", number(after), "") if before is None else (number(before), number(after), f"{after - before:+.3f}")
         table.add_row(tag, str(n), *(both if compared else [number(after)]))

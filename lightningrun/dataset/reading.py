@@ -19,7 +19,7 @@ from typing import Any
 from lightningrun.dataset.draw import part_of, sample
 from lightningrun.dataset.sources import Locate, Source, Surroundings, Unreadable, source_of
 from lightningrun.errors import DatasetError, Missing, Problem
-from lightningrun.files import canonical_json, digest
+from lightningrun.files import digest
 from lightningrun.recipe.model import SplitConfig, TaskConfig
 from lightningrun.recipe.suggest import did_you_mean
 from lightningrun.types import Task
@@ -93,10 +93,10 @@ class _Reader:
 
     def split(self, name: str, config: SplitConfig) -> Split:
         key = f"task.data.{name}"
-        tasks: list[Task] = []
+        rows: list[_Row] = []
         try:
             source = source_of(name, config, self.around)
-            tasks = self._checked(name, config, source)
+            rows = self._checked(name, config, source)
         except Unreadable as error:
             self.problems.append(self.around.locate(error.key, f"{error.key}: {error.message}", error.hint))
         except OSError as error:
@@ -104,12 +104,13 @@ class _Reader:
         except Missing as error:
             self.missing.append(str(self.around.locate(key, error.message, error.hint)))
         sha = hashlib.sha256()
-        for task in tasks:
-            weight = f" {task.weight!r}" if config.weights else ""
-            sha.update(f"{json.dumps(task.id)}{canonical_json(task.fields)}{weight}\n".encode())
-        return Split(name, tuple(tasks), sha.hexdigest())
+        for row in rows:
+            weight = f" {row.task.weight!r}" if config.weights else ""
+            own = row.task.fields.get(self.task.id or "id")
+            sha.update(f"{json.dumps([row.task.id, own])}{row.content}{weight}\n".encode())
+        return Split(name, tuple(row.task for row in rows), sha.hexdigest())
 
-    def _checked(self, name: str, config: SplitConfig, source: Source) -> list[Task]:
+    def _checked(self, name: str, config: SplitConfig, source: Source) -> list[_Row]:
         found: list[tuple[int, str]] = []
         reading = _Reading(name, self.task, config, source, found)
         rows = reading.chosen()
@@ -123,7 +124,7 @@ class _Reader:
         if len(found) > MAX_SHOWN:
             what = "in this file" if config.path else "here"
             self.problems.append(source.problem(0, f"and {len(found) - MAX_SHOWN} more problems {what}"))
-        return [row.task for row in rows]
+        return rows
 
     def _clash(self, split: str, row: _Row, source: Source) -> str | None:
         """What makes a row of this split one of another too, if anything."""

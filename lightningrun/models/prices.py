@@ -36,12 +36,15 @@ class Price:
 
 
 def price_of(config: ModelConfig) -> Price | None:
-    """The price of a model, or None where it is not known. Models written as Python functions are free."""
-    entry = {} if config.provider == "python" else _entry(config)
+    """The price of a model, or None where it is not known. What runs on the user's own machines is free: functions,
+    weights in this process, a vLLM server.
+    """
+    own = config.provider in ("python", "local", "vllm")
+    entry = {} if own else _entry(config)
     longest = entry.get("max_output_tokens") or _ASSUMED_MAX_TOKENS
     if config.price is not None:
         return Price(config.price.input_per_mtok / 1e6, config.price.output_per_mtok / 1e6, longest)
-    if config.provider == "python":
+    if own:
         return Price(0.0, 0.0)
     if "input_cost_per_token" not in entry:
         return None

@@ -159,6 +159,16 @@ def headline(
     return Headline(final_stage=last_id, split=split, n=len(last_rows), **final)
 
 
+def headlines(
+    evaluations: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Row]]], searches: Sequence[Mapping[str, Any]]
+) -> tuple[Headline, ...]:
+    """One for each split with two evaluations, as ``headline`` tells it; what the run came to is the last."""
+    last = {next((row.split for row in rows.values()), ""): n for n, (_, _, rows) in enumerate(evaluations, 1)}
+    told = [headline(evaluations[:n], searches) for n in last.values() if n < len(evaluations)]
+    heads = [head for head in told if head is not None and head.baseline is not None]
+    return (*heads, *filter(None, [headline(evaluations, searches)]))
+
+
 def _from_search(metrics: Mapping[str, Any]) -> Headline:
     return Headline(
         baseline=metrics.get("test_seed"),

@@ -15,7 +15,7 @@ from typing import Any
 
 from lightningrun.files import write_atomic
 from lightningrun.tracking.advice import next_steps
-from lightningrun.tracking.comparison import PASS
+from lightningrun.tracking.comparison import PASS, Headline
 from lightningrun.tracking.formats import diff_lines, duration, merged, number, took, total, usd
 from lightningrun.tracking.lineage import MARKS, MEANINGS, Lineage, Node, gist, lineages, tally
 from lightningrun.tracking.plots import plots, training_plots
@@ -51,7 +51,7 @@ def render(run: RunSummary) -> str:
         run=run,
         notes=merged(run.notes),
         head=run.headline,
-        axis=_axis(run),
+        results=[(head, _axis(head)) for head in run.headlines],
         searches=searches,
         plots=plots(run, searches),
         training=training_plots(run),
@@ -142,11 +142,8 @@ def _rows(run_dir: Path, rollout: Rollout) -> list[dict[str, Any]]:
     return found
 
 
-def _axis(run: RunSummary) -> dict[str, Any]:
-    """The headline's bars in percent of a common axis, which is 0 to 1 unless the rewards leave it."""
-    head = run.headline
-    if head is None:
-        return {"bars": []}
+def _axis(head: Headline) -> dict[str, Any]:
+    """The bars in percent of a common axis, which is 0 to 1 unless the rewards leave it."""
     bars = [
         ("baseline", head.baseline_stage or "seed prompt", head.baseline, head.baseline_low, head.baseline_high),
         ("final", head.final_stage or "best prompt", head.final, head.final_low, head.final_high),

@@ -20,7 +20,7 @@ from lightningrun.tracking.comparison import (
     Headline,
     RowChange,
     compare_rows,
-    headline,
+    headlines,
     read_rows,
     telling_changes,
 )
@@ -117,6 +117,9 @@ class RunSummary:
     stages: tuple[StageSummary, ...] = ()
     totals: Totals = Totals()
     headline: Headline | None = None
+    """What the run came to: the last of ``headlines``."""
+    headlines: tuple[Headline, ...] = ()
+    """The first and the last evaluation of each split beside each other."""
     curves: Mapping[str, Mapping[str, tuple[tuple[float, float], ...]]] = field(default_factory=dict)
     """Stage -> metric -> (step, value) in order of steps."""
     candidates: Mapping[str, tuple[Mapping[str, Json], ...]] = field(default_factory=dict)
@@ -271,7 +274,8 @@ def summarise(run_dir: Path) -> RunSummary:
     )
     searches = [s.metrics for s in stages if s.type == "apo" and s.metrics]
     aside = {one.stage for one in evaluations if one.control_for}
-    head = headline([one for one in evaluated if one[0] not in aside] or evaluated, searches)
+    heads = headlines([one for one in evaluated if one[0] not in aside] or evaluated, searches)
+    head = heads[-1] if heads else None
     changes: tuple[RowChange, ...] = ()
     if head is not None and head.baseline_stage and head.final_stage:
         pairs = compare_rows(rows[head.baseline_stage], rows[head.final_stage])
@@ -282,6 +286,7 @@ def summarise(run_dir: Path) -> RunSummary:
         stages=stages,
         totals=_totals(stages, by_agent(_told_of_agents(ordered))),
         headline=head,
+        headlines=heads,
         curves={
             s.id: {name: tuple(sorted(points.items())) for name, points in s.curves.items()}
             for s in ordered

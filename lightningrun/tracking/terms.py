@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from lightningrun.tracking.comparison import Headline
 from lightningrun.tracking.lineage import Lineage, Node
 from lightningrun.tracking.standings import Grid
 from lightningrun.tracking.summary import RunSummary
@@ -40,19 +41,20 @@ def final_metrics(summary: RunSummary) -> dict[str, float | None]:
 
 def note(summary: RunSummary) -> str:
     """Headline first: MLflow folds a note after four lines."""
-    head = summary.headline
-    lines = [f"**{summary.name}** {summary.status}"]
-    if head is not None and head.gain is not None and head.baseline is not None and head.final is not None:
-        lines[0] += f": {head.baseline:.3f} → {head.final:.3f} on {head.split}, gain {head.gain:+.3f}"
-        if head.low is not None and head.high is not None:
-            lines[0] += f" (95% interval {head.low:+.3f} to {head.high:+.3f})"
-    elif head is not None and head.final is not None:
-        lines[0] += f": reward {head.final:.3f}"
+    told = " · ".join(map(_sentence, summary.headlines))
+    lines = [f"**{summary.name}** {summary.status}" + (f": {told}" if told else "")]
     lines += [
         *summary.notes,
         f"Cost ${summary.totals.usd:.4f}, {summary.totals.llm_calls} LLM calls, run {summary.run}",
     ]
     return "\n\n".join(lines)
+
+
+def _sentence(head: Headline) -> str:
+    if head.gain is None or head.baseline is None or head.final is None:
+        return f"reward {head.final or 0.0:.3f}"
+    sure = "" if head.low is None or head.high is None else f" (95% interval {head.low:+.3f} to {head.high:+.3f})"
+    return f"{head.baseline:.3f} → {head.final:.3f} on {head.split}, gain {head.gain:+.3f}{sure}"
 
 
 def candidates_table(search: Lineage) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,14 @@ def test_a_missing_key_exits_5(cli: Cli, task: Path) -> None:
     done = cli("run", RECIPE, *overrides, cwd=task)
     assert done.returncode == 5
     assert "NO_KEY" in done.stderr
+
+
+def test_a_budget_in_dollars_without_a_price_is_found_before_anything_runs(cli: Cli, task: Path) -> None:
+    unknown = ["models.coach.provider=openai", "models.coach.name=own", "models.coach.base_url=http://127.0.0.1:9/v1"]
+    done = cli("plan", RECIPE, *unknown, "budget.max_cost_usd=1", cwd=task)
+    assert done.returncode == 2, done.stderr
+    assert re.search(r"yaml:\d+:\d+: models\.coach: no price of 'own' is known: budget\.max_cost_usd 1 ", done.stderr)
+    assert cli("plan", RECIPE, *unknown, "budget.max_cost_usd=null", cwd=task).returncode == 0
 
 
 def test_check_takes_several_recipes_and_reports_each(cli: Cli, task: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from lightningrun.errors import BudgetReached, UsageError
 from lightningrun.models.ledger import Ledger, Limits
+from lightningrun.models.prices import price_of
 from lightningrun.models.service import ModelService
 from lightningrun.recipe.model import ModelConfig, PriceConfig
 from lightningrun.types import Usage
@@ -93,6 +94,12 @@ async def test_totals_of_a_stage_survive_the_process(tmp_path: Path) -> None:
         assert endpoint.calls == 4
         await service.aclose()
         await again.aclose()
+
+
+def test_what_runs_on_ones_own_machine_is_free() -> None:
+    for provider in ("python", "local", "vllm"):
+        price = price_of(ModelConfig(provider=provider, name="weights"))
+        assert price is not None and price.of(Usage(1000, 1000)) == 0.0
 
 
 async def test_dollars_without_a_price_are_refused_before_any_call(tmp_path: Path) -> None:

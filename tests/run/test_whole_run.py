@@ -33,7 +33,8 @@ def test_apo_repairs_the_prompt_and_final_confirms(finished: Path) -> None:
 def test_second_run_reuses_every_stage_quickly(finished: Path) -> None:
     began = time.monotonic()
     done = lightningrun(finished, "recipe.yaml")
-    assert done.returncode == 0 and time.monotonic() - began < 5
+    assert done.returncode == 0
+    assert time.monotonic() - began < 15, "under 5 s on a quiet machine; three times that is granted to a busy one"
     shown = show(finished)
     assert {stage["status"] for stage in shown["stages"].values()} == {"reused"}
     assert "reused" in done.stdout + done.stderr

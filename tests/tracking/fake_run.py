@@ -137,15 +137,22 @@ class FakeRun:
         return done.to_json()
 
     def evaluate(
-        self, stage: str, ordinal: int, prompt: str, good: float, attempt: int = 1, finish: bool = True
+        self,
+        stage: str,
+        ordinal: int,
+        prompt: str,
+        good: float,
+        attempt: int = 1,
+        finish: bool = True,
+        split: str = "test",
     ) -> None:
         self.emit(
             "stage_started", stage, type="evaluate", ordinal=ordinal, attempt=attempt, key="k" * 64, reason="first run"
         )
         records = []
-        for i, row in enumerate(rows("test", self.n)):
+        for i, row in enumerate(rows(split, self.n)):
             easy = row["tags"] == ["filter"]
-            records.append(self.rollout(stage, prompt, row, "test", easy or (i % self.n) < good * self.n))
+            records.append(self.rollout(stage, prompt, row, split, easy or (i % self.n) < good * self.n))
         if not finish:
             return
         outputs = self.path / "stages" / stage / "outputs"

@@ -31,6 +31,7 @@ def test_a_training_is_measured_against_its_control(run: Path) -> None:
     assert (more.control_for, more.beyond_control, more.cpu_s) == ("grpo", None, 30.5)
     assert told.headline is not None
     assert told.headline.final_stage == "of_grpo", "neither the control nor the grid is what the run came to"
+    assert told.headlines == (told.headline,)
 
 
 def test_a_training_that_its_control_equals_is_said_to_be(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from lightningrun.tracking.comparison import paired_interval
 from lightningrun.tracking.report import render
 from lightningrun.tracking.story import keep_story
 from lightningrun.tracking.summary import summarise
+from lightningrun.tracking.terms import note
 from tests.tracking.fake_run import BEST_PROMPT, SEED_PROMPT, FakeRun, whole_run
 
 
@@ -63,6 +64,23 @@ def test_rows_that_were_right_and_are_wrong_now_are_told_too(tmp_path: Path) -> 
     assert run.changes and all(change.broken and not change.fixed for change in run.changes)
     assert run.headline is not None and run.headline.high is not None and run.headline.high < 0
     assert "broken now" in render(run)
+
+
+def test_the_gain_on_each_split_is_told_and_the_last_is_what_the_run_came_to(tmp_path: Path) -> None:
+    fake = FakeRun(tmp_path)
+    fake.start()
+    told = (("baseline", "test", 0.0), ("final", "test", 1.0), ("lone", "train", 0.5), ("imitated", "val", 0.0),
+            ("trained", "val", 0.5))  # fmt: skip
+    for number, (stage, split, good) in enumerate(told, 1):
+        fake.evaluate(stage, number, SEED_PROMPT, good, split=split)
+    run = summarise(fake.path)
+    pairs = [(head.baseline_stage, head.final_stage, head.split) for head in run.headlines]
+    assert pairs == [("baseline", "final", "test"), ("imitated", "trained", "val")]
+    assert [head.gain for head in run.headlines] == [pytest.approx(0.75), pytest.approx(1 / 3)]
+    assert run.headline == run.headlines[-1]
+    assert "on test, gain +0.750" in note(run) and "on val, gain +0.333" in note(run)
+    page = render(run)
+    assert "<span>before (baseline)</span>" in page and "<span>after (trained)</span>" in page
 
 
 def test_the_question_is_taken_from_the_call_when_the_data_is_gone(tmp_path: Path) -> None:
