@@ -77,7 +77,10 @@ def imports(module: str, path: Path) -> Iterator[tuple[str, int, bool]]:
 
 
 MODULES = dict(modules())
+RUNNER_LINES = 5_000
 CORE_LINES = 13_300
+EDGES = {"cli", "tracking", "models", "gateway", "agents"}
+"""Rooms by which the house speaks with the world: terminals, MLflow, providers, protocols, processes."""
 FILE_LINES = 420
 
 
@@ -179,10 +182,12 @@ def code_lines(path: Path) -> int:
 
 
 def test_the_core_stays_readable_in_an_afternoon() -> None:
-    """Lines of code without the stages and the embedded engine, and of the longest file. Raise neither without having
-    tried to shorten."""
+    """Lines of code of what reads a recipe and runs it, of that with its edges (without the stages and the embedded
+    engine), and of the longest file. Raise none without having tried to shorten."""
     counts = {module: code_lines(path) for module, path in MODULES.items()}
-    core = sum(count for module, count in counts.items() if not optional(module))
-    assert core < CORE_LINES, f"the core has {core} lines of code"
+    core = {module: count for module, count in counts.items() if not optional(module)}
+    runner = sum(count for module, count in core.items() if room(module) not in EDGES)
+    assert runner < RUNNER_LINES, f"what reads and runs a recipe has {runner} lines of code"
+    assert sum(core.values()) < CORE_LINES, f"with its edges it has {sum(core.values())} lines of code"
     longest = max(counts, key=lambda module: counts[module])
     assert counts[longest] < FILE_LINES, f"{longest} has {counts[longest]} lines of code: split it"
