@@ -191,6 +191,31 @@ async def test_a_perfect_seed_costs_one_validation(tmp_path: Path) -> None:
     assert result.outputs["prompts"].value == {"system": "Fine."}
 
 
+async def test_luck_in_a_comparison_does_not_win_over_a_good_prompt(tmp_path: Path) -> None:
+    """'Lucky' is as right as 'Good' on val, and better where the two are compared first: only there."""
+    asked: set[str] = set()
+
+    def student(prompts: dict[str, str], task: Task, sample: int) -> Answer:
+        number, prompt = int(task.id.lstrip("trainvl")), prompts["system"].split()[0]
+        if prompt == "Lucky" and task.split == "train":
+            asked.add(task.id)
+            right = len(asked) <= 16
+        else:
+            right = number % {"Seed": 3, "Good": 6, "Lucky": 6}[prompt] != (prompt == "Lucky")
+        return Answer(float(right), "right" if right else f"wrong {number}")
+
+    def coach(question: str, again: int) -> str:
+        return "```\nGood {question}\n```" if "Seed {question}" in question else "```\nLucky {question}\n```"
+
+    splits = {"train": rows("train", 60), "val": rows("val", 40)}
+    config = options(500, reflection={"rounds": 1})
+    ctx = context(tmp_path, config, {"system": "Seed {question}"}, splits, student, coach)
+    await run(ctx, {})
+    candidates = told(ctx, "candidate")
+    assert {event["prompts"]["system"].split()[0] for event in candidates if event["val"]} == {"Seed", "Good", "Lucky"}
+    assert [event["text"].split()[0] for event in told(ctx, "prompt") if event["label"] == "best"] == ["Good"]
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [

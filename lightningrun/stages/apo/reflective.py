@@ -25,9 +25,8 @@ from lightningrun.types import Task
 
 LEAST_ROWS = 4
 """Near the end of the budget a rewrite is compared on fewer rows than it should be, but not on fewer than these."""
-SURE, SURE_WHEN_GOOD = 2.0, 3.0
-"""A lead of so many rows ends a comparison early. Over a good parent most leads are luck, and each costs a look at val.
-"""
+SURE = 2.0
+"""A lead of so many rows ends a comparison early."""
 CLIMB_BATCHES = 3
 """A lead of a row or two over a poor parent is looked at on so many batches: a chain of lucky steps leads downhill."""
 STALLED = 5
@@ -213,10 +212,8 @@ class Reflective(Search):
         least = 1e-9 if self.config.acceptance.rule == "strict_improvement" else -1e-9
         attempt.verdict = "accepted" if rows and gain > least else "rejected"
         config = self.config.acceptance
-        careful = self._is_good(attempt.parent)
-        most = config.most if careful else min(config.most, CLIMB_BATCHES * config.batch)
-        sure = (SURE_WHEN_GOOD if careful else SURE) * self.setting.span
-        return gain < -1e-9 or gain * rows >= sure or len(attempt.batch) >= most
+        most = config.most if self._is_good(attempt.parent) else min(config.most, CLIMB_BATCHES * config.batch)
+        return gain < -1e-9 or gain * rows >= SURE * self.setting.span or len(attempt.batch) >= most
 
     def _more_rows(self, attempt: Attempt, sharing: int) -> bool:
         """Add rows to a comparison if the budget pays for them; ``sharing`` comparisons are waiting for more."""
