@@ -30,6 +30,13 @@ def letters(task, output):
 def constant(task, output):
     return 1.0
 
+def by_call(task, output, trace):
+    steps = [letters(task, call["answer"]) for call in trace]
+    return {"score": letters(task, output), "steps": steps}
+
+def constant_by_call(task, output, trace):
+    return {"score": 1.0, "steps": [1.0] * len(trace)}
+
 def broken_for_odd(task, output):
     if task["number"] % 2:
         raise ValueError("odd")

@@ -6,7 +6,6 @@ Each start of verl takes about half a minute of two quiet cores.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 pytest.importorskip("torch")
 pytest.importorskip("verl", exc_type=ImportError)
@@ -54,23 +54,19 @@ def answer(question, prompts, llm):
     again = ask(llm, [*messages, {"role": "assistant", "content": first}, {"role": "user", "content": "And again."}])
     return first[:3] + again[:3]
 """
+SLOWEST_S = 3000
+"""A hang. How long a start takes, other work on the machine decides."""
 RAY = {"backend": "ray", "lr": 1e-2, "steps": 8, "eval": {"every": 4}}
 
 
-def slowness() -> float:
-    """How much longer things take here than on two quiet cores."""
-    return max(1.0, os.getloadavg()[0] / 2)
-
-
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(SLOWEST_S)
 def test_verls_trainer_learns_from_the_agent_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = make_project(tmp_path, RAY, agent=TWO_TURNS)
     at_home(tmp_path, monkeypatch)
-    watched, began = Watched(), time.monotonic()
+    watched = Watched()
     result = lightningrun.load(recipe).run(observers=[watched])
     assert result.error is None
-    assert time.monotonic() - began < 240 * slowness()
     assert watched.is_gone()
     metrics, steps = result.results["grpo"].metrics, curve(watched.events)
     assert list(steps) == list(range(9)) and metrics["steps"] == 8
@@ -92,19 +88,23 @@ def weights(folder: Path) -> str:
 
 
 def told_until(journal: Path, step: int, process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + 400
+    end = time.monotonic() + SLOWEST_S / 3
     while not (journal.exists() and f'"step":{step},' in journal.read_text().replace(" ", "")):
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.1)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(SLOWEST_S)
 def test_a_killed_runner_and_a_killed_worker_cost_a_few_steps(
     tmp_path: Path, private: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Calls have rewards of their own here, which is known from the evaluation before."""
     options = {**RAY, "steps": 6, "eval": {"every": 2}}
-    recipe = make_project(tmp_path, options)
+    recipe = make_project(tmp_path, options, agent=TWO_TURNS, reward="small_letters.reward:by_call")
+    written = yaml.safe_load(recipe.read_text())
+    written["stages"] = {"before": {"type": "evaluate", "split": "val"}, **written["stages"]}
+    recipe.write_text(yaml.safe_dump(written, sort_keys=False))
     watched = Watched()
     runner = subprocess.Popen(
         [sys.executable, "-m", "lightningrun", str(recipe)], cwd=tmp_path, env=environment(),
@@ -119,18 +119,20 @@ def test_a_killed_runner_and_a_killed_worker_cost_a_few_steps(
 
     at_home(tmp_path, monkeypatch)
     run = (tmp_path / "runs" / "latest").resolve()
-    watched = Watched()
+    watched, killed = Watched(), []
 
     def kills_a_worker(event: Any) -> None:
         watched(event)
-        if event["kind"] == "metric" and event["step"] == 4:
+        if event["kind"] == "metric" and not killed:
+            (metrics,) = private.glob("lr-*/metrics.jsonl")
+            killed.append(json.loads(metrics.read_text().splitlines()[0])["step"])
             (worker,) = [one for one in watched.seen if one.is_running() and "WorkerDict" in " ".join(one.cmdline())]
             worker.send_signal(signal.SIGKILL)
 
     broken = resume(run, observers=[kills_a_worker])
     assert broken.exit_code == 3 and "died" in str(broken.error) and "verl.log" in str(broken.error)
     assert watched.is_gone() and not list(private.glob("lr-*"))
-    assert min(curve(watched.events)) == 3, "it went on from the checkpoint of step 2"
+    assert killed[0] >= 2, "verl went on from its checkpoint"
 
     watched = Watched()
     result = resume(run, observers=[watched])
@@ -138,12 +140,18 @@ def test_a_killed_runner_and_a_killed_worker_cost_a_few_steps(
     told = [json.loads(line) for line in journal.read_text().splitlines()]
     steps = [event["step"] for event in told if event.get("kind") == "metric"]
     assert steps == list(range(7)), "each step is told once"
+    assert not [event for event in told if "to compare single calls" in event.get("message", "")]
     metrics = result.results["grpo"].metrics
     assert metrics["rollouts"] == 6 * 4 * 8 and metrics["reward"] > metrics["reward_start"]
+    made = tmp_path / "runs" / "latest" / "stages" / "grpo" / "outputs"
+    rows = [json.loads(line) for line in (made / "rollouts.jsonl").read_text().splitlines()]
+    assert all(len(one["steps"]) == 2 for one in rows)
+    passes = sorted(sum(one["task_id"] == row for one in rows) for row in {one["task_id"] for one in rows})
+    assert passes == [6 * 4] * 8, "8 rows, 4 a step: each came in three of six steps, whatever was killed"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(SLOWEST_S)
 def test_a_critic_and_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"steps": 2, "eval": {"every": 2}, "algorithm": "ppo", "lora": {"rank": 4, "alpha": 8}}
     recipe = make_project(tmp_path, {**RAY, **options})
@@ -156,39 +164,33 @@ def test_a_critic_and_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     loads_in_transformers(tmp_path / "runs" / "latest" / "stages" / "grpo" / "outputs" / "model")
 
 
-SILENT = """
-def answer(question, prompts, llm):
-    return "letters"
-"""
+@pytest.mark.slow
+@pytest.mark.timeout(SLOWEST_S)
+def test_a_reward_without_variance_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh rows bring none either. Calls have rewards of their own: verl begins again when that is seen."""
+    options = {"steps": 12, "eval": {"every": 12}, "resample": 2.0}
+    watched = Watched()
+    result = ended(tmp_path, monkeypatch, options, {"reward": "small_letters.reward:constant_by_call"}, watched)
+    assert result.exit_code == 3 and "earned the same" in str(result.error), str(result.error)
+    assert sum("to compare single calls" in event.get("message", "") for event in watched.events) == 1
+    steps = curve(watched.events)
+    assert steps[5]["live"] == 0.0 and steps[5]["resampled"] == 4.0 and steps[5]["grad_norm"] < 1e-6
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    ("options", "files", "code", "said"),
-    [
-        ({}, {"agent": SILENT}, 3, "without one LLM call through the gateway"),
-        ({"steps": 12, "eval": {"every": 12}}, {"reward": "small_letters.reward:constant"}, 3, "earned the same"),
-        ({"verl": {"actor_rollout_ref": {"actor": {"loss_agg_mode": "odd"}}}}, {}, 3, "loss_agg_mode: odd"),
-    ],
-    ids=["no_call", "constant_reward", "refused_by_verl"],
-)
-def test_what_ends_it_is_said(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    options: dict[str, Any],
-    files: dict[str, str],
-    code: int,
-    said: str,
-) -> None:
-    result = ended(tmp_path, monkeypatch, options, files)
-    assert result.exit_code == code and said in str(result.error), str(result.error)
+@pytest.mark.timeout(SLOWEST_S)
+def test_what_verl_refuses_is_said_in_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = {"verl": {"actor_rollout_ref": {"actor": {"loss_agg_mode": "odd"}}}}
+    result = ended(tmp_path, monkeypatch, odd, {})
+    assert result.exit_code == 3 and "loss_agg_mode: odd" in str(result.error), str(result.error)
 
 
-def ended(root: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], files: dict[str, str]) -> RunResult:
+def ended(
+    root: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], files: dict[str, str], *observers: Watched
+) -> RunResult:
     recipe = make_project(root, {**RAY, **options}, **files)
     at_home(root, monkeypatch)
-    result = lightningrun.load(recipe).run()
+    result = lightningrun.load(recipe).run(observers=list(observers))
     assert not [one for one in psutil.Process().children(recursive=True) if "main_ppo" in " ".join(one.cmdline())]
     return result
 

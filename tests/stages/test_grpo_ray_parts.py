@@ -28,7 +28,7 @@ from lightningrun.cli.checkup import examine
 from lightningrun.models.local.engine import LocalEngine
 from lightningrun.models.local.sampling import Sampling
 from lightningrun.recipe.model import ModelConfig
-from lightningrun.stages.verl_grpo.cluster.hub import sequence
+from lightningrun.stages.verl_grpo.cluster.hub import apart, sequence
 from lightningrun.stages.verl_grpo.cluster.server import EngineServer
 from lightningrun.stages.verl_grpo.cluster.settings import configuration, verl_problems
 from lightningrun.stages.verl_grpo.cluster.trainer import Trainer
@@ -76,6 +76,38 @@ from verl.workers.rollout.replica import get_rollout_replica_class
 initialize_global_process_group_ray()
 summed = torch.ones(2)
 dist.all_reduce(summed)
+
+import numpy as np
+from lightningrun.stages.verl_grpo.algorithm import Algorithm
+from lightningrun.stages.verl_grpo.cluster.hub import sequence
+from lightningrun.stages.verl_grpo.cluster.plugin import BY_CALL, ESTIMATORS
+from lightningrun.stages.verl_grpo.config import GrpoConfig
+from lightningrun.stages.verl_grpo.trajectories import Sample, Turn
+from verl.trainer.ppo.core_algos import get_adv_estimator_fn
+
+def rollout(group, *calls):
+    turns = [Turn((7,) * 2, (5,) * size, (-.5,) * size, earned) for size, earned in calls]
+    return Sample(group, 0.9, (tuple(turns),))
+
+samples = [
+    rollout(0, (2, 1.0), (1, 0.0)), rollout(0, (1, 0.25), (3, 0.5)), rollout(0, (2, None)),
+    rollout(1, (2, 0.0)), rollout(1, (1, 1.0), (2, 0.5), (1, 0.0)),
+]
+told = [sequence(sample.trajectories[0], None, sample.reward, True) for sample in samples]
+longest = max(len(one["mask"]) for one in told)
+table = {
+    name: torch.tensor([one[name] + [0] * (longest - len(one[name])) for one in told]) for name in ("mask", "rewards")
+}
+uids = np.array(["a", "a", "a", "b", "b"], dtype=object)
+apart = {}
+for name in ESTIMATORS:
+    algorithm = Algorithm(GrpoConfig(algorithm=name))
+    ours = algorithm.advantages(samples)
+    found, _ = get_adv_estimator_fn(BY_CALL + name)(
+        token_level_rewards=table["rewards"], response_mask=table["mask"], config=algorithm._algo, index=uids)
+    assert len(set(ours.tolist())) > 2 and not found[table["mask"] == 0].any()
+    apart[name] = float((found[table["mask"] == 1] - ours).abs().max())
+
 actor = FSDPActorConfig(strategy="fsdp2", rollout_n=2, ppo_mini_batch_size=1, ppo_micro_batch_size_per_gpu=1)
 actor.global_batch_info.update(dp_size=1, batch_num_tokens=6, global_batch_size=2, loss_scale_factor=None)
 # two rollouts: the first of one sequence with 2 tokens, the second of two with 3 + 1; one row only fills the batch
@@ -89,7 +121,7 @@ loss, _ = get_policy_loss_fn("per_rollout_mean")(
 loss.backward()
 print(json.dumps({
     "device": get_platform().device_name, "gloo": summed.tolist(), "loss": float(loss), "slope": logp.grad.tolist(),
-    "rollout": get_rollout_class("lightningrun").__name__,
+    "apart": apart, "rollout": get_rollout_class("lightningrun").__name__,
     "replica": get_rollout_replica_class("lightningrun").__name__
 }))
 """
@@ -103,6 +135,7 @@ def test_verl_finds_platform_rollout_server_and_loss_by_the_entry_point(tmp_path
     assert run.returncode == 0, run.stderr
     told = json.loads(run.stdout.splitlines()[-1])
     assert told["device"] == "cpu" and told["gloo"] == [1.0, 1.0]
+    assert len(told["apart"]) == 9 and max(told["apart"].values()) < 1e-6, "single calls: as in process"
     assert told["rollout"] == "EngineAdapter" and told["replica"] == "EngineReplica"
     assert told["loss"] == pytest.approx(-(1.0 + 2.0) / 2)  # the mean of the rollouts' means
     flat = [number for row in told["slope"] for number in row]
@@ -110,9 +143,21 @@ def test_verl_finds_platform_rollout_server_and_loss_by_the_entry_point(tmp_path
 
 
 def test_a_trajectory_as_verl_has_it() -> None:
-    told = sequence((Turn((1, 2), (3,), (-0.1,)), Turn((4,), (5, 6), (-0.2, -0.3))), tokens=6)
+    trajectory = (Turn((1, 2), (3,), (-0.1,)), Turn((4,), (5, 6), (-0.2, -0.3), 0.5))
+    told = sequence(trajectory, tokens=6, reward=0.75, by_call=False)
     assert told["prompt"] == [1, 2] and told["response"] == [3, 4, 5, 6] and told["mask"] == [1, 0, 1, 1]
     assert told["logprobs"] == [-0.1, 0.0, -0.2, -0.3] and told["shares"] == pytest.approx([1 / 6, 0, 1 / 6, 1 / 6])
+    assert told["rewards"] == [0.0, 0.0, 0.0, 0.75]
+    told = sequence(trajectory, tokens=6, reward=0.75, by_call=True)
+    assert told["rewards"] == [0.75, 0.0, 0.0, 0.5], "a call without a reward of its own has the rollout's"
+    assert list(apart(trajectory)) == [trajectory]
+
+
+def test_calls_that_nothing_stands_between_are_sequences_of_their_own() -> None:
+    trajectory = (Turn((1,), (2,), (0.0,), 0.1), Turn((), (3,), (0.0,), 0.2), Turn((4,), (5,), (0.0,), 0.3))
+    first, second = apart(trajectory)
+    assert first == trajectory[:1]
+    assert second == (Turn((1, 2), (3,), (0.0,), 0.2), trajectory[2])
 
 
 async def test_both_ends_of_a_line_ask_and_hear_of_each_others_end(tmp_path: Path) -> None:
@@ -285,15 +330,17 @@ def test_verl_accepts_what_the_options_become(tmp_path: Path) -> None:
     cases: dict[str, tuple[dict[str, Any], int]] = {
         "lightningrun cpu grpo False False 0": ({}, 0),
         "lightningrun cpu gae True True 0": ({"algorithm": "ppo", "kl": {"coef": 0.1}, "loss": "token_mean"}, 0),
-        "lightningrun cpu rloo False False 8": ({"algorithm": "rloo", "lora": {"rank": 8}}, 0),
+        "lightningrun cpu lightningrun_by_call_rloo False False 8": ({"algorithm": "rloo", "lora": {"rank": 8}}, 0),
         "vllm cuda reinforce_plus_plus False True 0": ({"algorithm": "reinforce_plus_plus", "kl": {"coef": 0.1}}, 4),
         "vllm cuda gae True False 0": ({"algorithm": "gae", "verl": {"critic": {"optim": {"lr": 1e-5}}}}, 2),
     }
     folders = []
     for options, gpus in cases.values():
-        config = GrpoConfig.model_validate({"backend": "ray", **options})
+        config, by_call = GrpoConfig.model_validate({"backend": "ray", **options}), options.get("algorithm") == "rloo"
         trainer = Trainer(tmp_path / "log")
-        trainer.write(configuration(config, role, base, gpus), {"train": [], "eval": []}, tmp_path / "checkpoints")
+        trainer.write(
+            configuration(config, role, base, gpus, by_call), {"train": 0, "eval": 0}, tmp_path / "checkpoints"
+        )
         folders.append(str(trainer.folder))
     done = subprocess.run(
         [sys.executable, "-c", VALIDATES, *folders],

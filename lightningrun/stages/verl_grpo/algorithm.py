@@ -6,7 +6,6 @@ penalised by verl's functions, as ``verl.workers.utils.losses.ppo_loss`` does.
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -16,19 +15,13 @@ import torch
 from torch import Tensor
 
 from lightningrun.errors import Missing, StageFailed, UsageError
+from lightningrun.stages.verl_grpo.estimate import estimated, padded
 from lightningrun.stages.verl_grpo.trajectories import Sample
 
 if TYPE_CHECKING:
     from lightningrun.stages.verl_grpo.config import GrpoConfig
 
 _AGGREGATION = {"per_rollout_mean": "seq-mean-token-mean", "token_mean": "token-mean"}
-
-
-def padded(flat: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """``flat``, cut into sequences of ``sizes``, as rows of one tensor; and where there are tokens."""
-    counts = torch.tensor(sizes)
-    mask = torch.arange(int(counts.max()))[None] < counts[:, None]
-    return torch.zeros(mask.shape, dtype=flat.dtype).masked_scatter(mask, flat), mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +82,6 @@ class Algorithm:
         A rollout is one sequence with its reward at the last token. Where the reward function gave ``steps``, each
         call is one, with its own, and the calls of a row's rollouts are compared with each other.
         """
-        import numpy as np
-
         rows = [(sample.group, sample.tokens, sample.reward) for sample in samples]
         if any(sample.by_call for sample in samples):
             rows = [
@@ -99,21 +90,7 @@ class Algorithm:
                 for turn, reward in zip(sample.turns, sample.rewards, strict=True)
             ]
         groups, sizes, earned = (list(column) for column in zip(*rows, strict=True))
-        _, mask = padded(torch.zeros(sum(sizes)), sizes)
-        rewards = torch.zeros(mask.shape)
-        rewards[torch.arange(len(sizes)), torch.tensor(sizes) - 1] = torch.tensor(earned)
-        options = {
-            "index": np.array(groups),
-            "norm_adv_by_std_in_grpo": self._algo.norm_adv_by_std_in_grpo,
-            "config": self._algo,
-        }
-        takes = inspect.signature(self._estimator).parameters
-        found, _ = self._estimator(
-            token_level_rewards=rewards,
-            response_mask=mask.float(),
-            **{name: value for name, value in options.items() if name in takes},
-        )
-        flat: Tensor = found[mask]
+        flat = estimated(self._estimator, self._algo, groups, sizes, earned)
         if not torch.isfinite(flat).all():
             raise StageFailed(f"verl's {self._algo.adv_estimator} gave an advantage that is no number")
         return flat

@@ -145,10 +145,8 @@ def ray_problems(config: GrpoConfig) -> Iterator[str]:
     """What verl's own trainer does not do, or calls otherwise."""
     from lightningrun.stages.verl_grpo.cluster import settings
 
-    if config.resample != 1.0:
-        yield "resample: on backend ray it is verl that replaces such rows: verl.algorithm.filter_groups.enable"
-    if config.rest:
-        yield "rest: does nothing on backend ray"
+    if config.resample != 1.0 and config.verl.get("algorithm", {}).get("filter_groups"):
+        yield "resample: verl.algorithm.filter_groups replaces such rows too: take one of the two"
     if config.lora is not None and config.algorithm in WITH_CRITIC and config.kl.coef:
         yield "kl.coef: verl 0.9.1 cannot do that with adapters and a critic together"
     if config.lora is not None and config.lora.alpha % 1:
@@ -186,8 +184,7 @@ def forecast(config: GrpoConfig, recipe: Recipe, rows: Mapping[str, int]) -> For
     errors += verl_problems(config.verl) if backend == "inproc" else ray_problems(config)
     if backend == "inproc" and config.algorithm in WITH_CRITIC:
         errors.append(f"algorithm: {config.algorithm} has a critic, which backend inproc has not: take backend: ray")
-    resample = config.resample if backend == "inproc" else 1.0
-    trained = math.ceil(config.steps * config.batch * resample) * config.group_size
+    trained = math.ceil(config.steps * config.batch * config.resample) * config.group_size
     judged = config.evaluations * rows.get(config.eval.split, 0) * config.eval.samples
     count = trained + judged + config.batch
     calls = {config.policy: count, **({"judge": count} if "judge" in recipe.models else {})}

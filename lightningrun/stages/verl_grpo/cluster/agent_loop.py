@@ -19,13 +19,16 @@ _lines: dict[asyncio.AbstractEventLoop, asyncio.Task[Line]] = {}
 
 
 class Sequence(AgentLoopOutput):
-    """A sequence of a rollout, and what each of its tokens weighs in the loss."""
+    """A sequence of a rollout: what each of its tokens weighs in the loss, and what was earned where."""
 
     shares: list[float]
+    rewards: list[float]
+    """verl knows one reward for a rollout, and puts it at the end of each of its sequences."""
 
     def as_dict(self) -> dict[str, Any]:
         fields: dict[str, Any] = super().as_dict()
         fields[SHARES] = torch.tensor(fields.pop("shares"), dtype=torch.float32)
+        fields["rm_scores"] = torch.tensor(fields.pop("rewards"), dtype=torch.float32)
         return fields
 
 
@@ -51,6 +54,7 @@ class GatewayAgentLoop(AgentLoopBase):
                 response_mask=one["mask"],
                 response_logprobs=one["logprobs"],
                 shares=one["shares"],
+                rewards=one["rewards"],
                 reward_score=told["reward"],
                 num_turns=told["turns"],
                 metrics=AgentLoopMetrics(),

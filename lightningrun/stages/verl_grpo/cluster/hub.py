@@ -1,17 +1,19 @@
 """Where verl's agent loops get their rollouts: what they ask for in a step is run as one batch of the rollout engine.
 
 verl asks for all rollouts of a step, or of an evaluation, at once, and waits for the last of them. So requests are
-gathered until no more come, run together, and answered together: with the tokens that the policy said, the reward, and
-what each token weighs in the loss.
+gathered until no more come, run together, and answered together: with the tokens that the policy said, the rewards, and
+what each token weighs in the loss. Which rows a step is about is decided here, as on the other backend: verl knows
+numbers of rows only, and never looks at what they stand for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lightningrun.errors import LightningError, StageFailed
 from lightningrun.rollouts.engine import RolloutRequest
@@ -23,17 +25,28 @@ from lightningrun.stages.verl_grpo.cluster.policy import RemoteEngine, VerlPolic
 from lightningrun.stages.verl_grpo.cluster.wire import LONGEST, Line, Message
 from lightningrun.stages.verl_grpo.config import GrpoConfig
 from lightningrun.stages.verl_grpo.outcome import JUDGED, LITTLE, success_of
+from lightningrun.stages.verl_grpo.rows import Rows
 from lightningrun.stages.verl_grpo.serving import Sampler
-from lightningrun.stages.verl_grpo.trajectories import Trajectory, sample_of
-from lightningrun.types import Rollout, Task
+from lightningrun.stages.verl_grpo.trajectories import Sample, Trajectory, Turn, sample_of
+from lightningrun.types import Rollout
 
 _QUIET_S = 3.0
 """So long without another request, and the batch is taken to be whole although it is not: verl asked for a few more."""
-_AGAIN = 10_000_000
-"""Added to the samples of a row that comes a second time in one step."""
-
 _TOKEN = {"prompt": [0], "response": [0], "mask": [1], "logprobs": [0.0], "shares": [1.0]}
 """Stands for a rollout of an evaluation: what verl makes of its tokens is used nowhere."""
+
+
+class CallsHaveRewards(Exception):
+    """The reward function gives ``steps``, and verl was started to compare whole rollouts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How far the rows have been drawn when a step is done."""
+
+    rows: Mapping[str, Any]
+    groups: int
+    """Numbers the samples, so that no rollout is asked for twice."""
 
 
 @dataclass(slots=True)
@@ -48,7 +61,7 @@ class _Asked:
     answer: asyncio.Future[Message]
 
     @property
-    def judged(self) -> bool:
+    def is_judged(self) -> bool:
         return self.split == "eval"
 
 
@@ -59,16 +72,18 @@ class Hub:
         self,
         ctx: StageContext,
         engine: RemoteEngine,
-        rows: Sequence[Task],
+        places: dict[int, Place],
         trained: Callable[[int, Batch, dict[str, float]], None],
         evaluated: Callable[[int, float], Awaitable[None]],
     ) -> None:
-        """``rows``: all that will be trained on, in order, as verl has them."""
+        """``places`` after the steps that were done before; those of further ones are put there."""
         self._ctx = ctx
         self._config: GrpoConfig = ctx.config
         self._engine = engine
         self._provider = VerlPolicy(self._config.policy, engine)
-        self._rows = rows
+        self._places = places
+        self.by_call = False
+        """Whether verl compares single calls, each by its own reward."""
         self._judged = ctx.data.splits[self._config.eval.split].tasks
         self._trained = trained
         self._evaluated = evaluated
@@ -76,13 +91,14 @@ class Hub:
         self._greedy: float | None = None
         self._step = 0
         self._groups: list[Group] = []
-        """Of that step, those included that verl asked for in the place of others."""
+        """Of that step, those included that others took the place of."""
         self.sequences = 0
         """Of the last step."""
 
     @contextlib.asynccontextmanager
     async def listening(self, socket: Path) -> AsyncIterator[None]:
-        """Take lines at ``socket``."""
+        """Take lines at ``socket``, of a trainer that has just begun."""
+        self._step, self._groups, self._waiting = 0, [], asyncio.Queue()
 
         async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             line = Line(reader, writer, self._answer)
@@ -117,7 +133,7 @@ class Hub:
 
     def _wanted(self, first: _Asked) -> int:
         config = self._config
-        return len(self._judged) * config.eval.samples if first.judged else config.batch * config.group_size
+        return len(self._judged) * config.eval.samples if first.is_judged else config.batch * config.group_size
 
     async def _answer(self, asked: Message) -> Message:
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
@@ -128,7 +144,7 @@ class Hub:
 
     async def _serve(self, batch: Sequence[_Asked]) -> None:
         for judged in (True, False):
-            mine = [one for one in batch if one.judged is judged]
+            mine = [one for one in batch if one.is_judged is judged]
             if mine and judged:
                 await self._judge(mine)
             elif mine:
@@ -138,19 +154,13 @@ class Hub:
 
     async def _train(self, asked: Sequence[_Asked]) -> None:
         config, step = self._config, asked[0].step
-        requests = self._requests(asked)
-        self._answers_by(step - 1)
-        with self._sampling(config.sampling.temperature):
-            rollouts = await self._rolled_out(requests)
-        by_group: dict[str, list[int]] = {}
-        for place, one in enumerate(asked):
-            by_group.setdefault(one.uid, []).append(place)
-        groups = [
-            Group(requests[places[0]].task, [rollouts[place] for place in places]) for places in by_group.values()
-        ]
+        wanted: dict[str, list[_Asked]] = {}
+        for one in asked:
+            wanted.setdefault(one.uid, []).append(one)
         if step != self._step:
             self._step, self._groups = step, []
-        self._groups += groups
+        self._answers_by(step - 1)
+        new = await self._drawn(step, len(wanted))
         made = Batch(config.batch, self._groups)
         if not made.chosen:
             raise StageFailed(f"no row of step {step} has two rollouts with a score: nothing can be learned from it")
@@ -158,47 +168,82 @@ class Hub:
             made.extra = self._compared(made)
         samples = made.samples(self._ctx.service.read, config.policy, config.train_on)
         self.sequences = 0
-        for places, group in zip(by_group.values(), groups, strict=True):
-            for place in places:
-                told = self._told(rollouts[place], step - 1, usable=len(group.scores) > 1)
+        for mine, group in zip(wanted.values(), new, strict=False):
+            for one, rollout in zip(mine, group.rollouts, strict=False):
+                told = self._told(rollout, step - 1, usable=len(group.scores) > 1)
                 self.sequences += len(told["sequences"])
-                asked[place].answer.set_result(told)
+                one.answer.set_result(told)
+        for one in asked:  # where the split has fewer rows than verl wants
+            if not one.answer.done():
+                one.answer.set_result({"reward": 0.0, "turns": 0, "weights": step - 1, "sequences": []})
         self._trained(step, made, made.health(samples))
 
-    def _requests(self, asked: Sequence[_Asked]) -> list[RolloutRequest]:
-        """A row that comes twice in a step, under two ``uid``, is sampled anew the second time."""
+    async def _drawn(self, step: int, count: int) -> list[Group]:
+        """``count`` groups for verl, of fresh rows: those with variance first, as many as ``resample`` brings.
+
+        Which rows come depends on the steps before alone, whatever was done of this one before a kill.
+        """
         config = self._config
-        met: dict[str, dict[str, int]] = {}
-        found = []
-        for one in asked:
-            task = self._rows[one.row]
-            again = met.setdefault(task.id, {})
-            again.setdefault(one.uid, len(again))
-            sample = one.step * config.group_size + one.session + _AGAIN * again[one.uid]
-            found.append(RolloutRequest(task, self._ctx.prompts, sample))
-        return found
+        rows, first = self._rows_of(step)
+        new: list[Group] = []
+        allowed = max(count, round(count * config.resample))
+        while (missing := count - sum(group.live for group in new)) and (room := allowed - len(new)) > 0:
+            taken = rows.take(min(missing, room), {group.row.id for group in (*self._groups, *new)})
+            if not taken:
+                break
+            begin = first + len(new)
+            requests = [
+                RolloutRequest(row, self._ctx.prompts, (begin + place) * config.group_size + member)
+                for place, row in enumerate(taken)
+                for member in range(config.group_size)
+            ]
+            with self._sampling(config.sampling.temperature):
+                rollouts = await self._rolled_out(requests)
+            size = config.group_size
+            new += [Group(row, rollouts[place * size : (place + 1) * size]) for place, row in enumerate(taken)]
+        for group in new:
+            if group.all_right(success_of(self._ctx)):
+                rows.solved(group.row.id)
+        self._groups += new
+        self._places[step] = Place(rows.place, first + len(new))
+        return sorted(new, key=lambda group: (len(group.scores) < 2, not group.live))[:count]
+
+    def _rows_of(self, step: int) -> tuple[Rows, int]:
+        """Where the drawing for this step goes on, and how many groups came before. verl may ask twice in a step."""
+        rows = Rows(self._ctx.data.splits[self._config.split].tasks, self._ctx.seed, self._config.rest)
+        place = self._places.get(step if self._groups else step - 1)
+        if place is None:
+            return rows, 0
+        rows.resume(dict(place.rows))
+        return rows, place.groups
 
     def _told(self, rollout: Rollout, weights: int, usable: bool) -> Message:
         """What an agent loop makes of a rollout. Without sequences verl leaves it out."""
         reward = rollout.score if usable and rollout.status.scored else None
-        trajectories = self._trajectories(rollout, reward or 0.0) if reward is not None else []
-        tokens = sum(len(turn.said) for trajectory in trajectories for turn in trajectory)
+        samples = self._samples(rollout, reward) if reward is not None else []
+        tokens = sum(sample.tokens for sample in samples)
         whole = self._config.aggregate == "trajectory"
         return {
             "reward": reward or 0.0,
             "turns": 2 * rollout.llm_calls,
             "weights": weights,
-            "sequences": [sequence(one, tokens if whole else None) for one in trajectories],
+            "sequences": [
+                sequence(one, tokens if whole else None, sample.reward, self.by_call)
+                for sample in samples
+                for trajectory in sample.trajectories
+                for one in (apart(trajectory) if self.by_call else [trajectory])
+            ],
         }
 
-    def _trajectories(self, rollout: Rollout, reward: float) -> list[Trajectory]:
+    def _samples(self, rollout: Rollout, reward: float) -> list[Sample]:
         config = self._config
         calls = [self._ctx.service.read(ref) for ref in rollout.call_refs]
-        parts = [calls] if config.aggregate == "trajectory" else [[call] for call in calls]
+        if config.aggregate == "trajectory":
+            return [sample_of(calls, config.policy, config.train_on, 0, reward, rollout.steps)]
+        steps = rollout.steps if len(rollout.steps) == len(calls) else ()
         return [
-            trajectory
-            for part in parts
-            for trajectory in sample_of(part, config.policy, config.train_on, 0, reward).trajectories
+            sample_of([call], config.policy, config.train_on, 0, reward, steps[place : place + 1])
+            for place, call in enumerate(calls)
         ]
 
     # An evaluation
@@ -220,12 +265,18 @@ class Hub:
         await self._evaluated(step, reward)
         for one, rollout in zip(asked, rollouts, strict=True):
             one.answer.set_result(
-                {"reward": rollout.score or 0.0, "turns": 2 * rollout.llm_calls, "weights": step, "sequences": [_TOKEN]}
+                {
+                    "reward": rollout.score or 0.0,
+                    "turns": 2 * rollout.llm_calls,
+                    "weights": step,
+                    "sequences": [{**_TOKEN, "rewards": [rollout.score or 0.0]}],
+                }
             )
 
     async def _answer_greedily(self) -> None:
         """The rows of the first step once more, at temperature 0: is there anything that RL could make likelier?"""
-        requests = [RolloutRequest(row, self._ctx.prompts, JUDGED - 1) for row in self._rows[: self._config.batch]]
+        rows = self._rows_of(1)[0].take(self._config.batch)
+        requests = [RolloutRequest(row, self._ctx.prompts, JUDGED - 1) for row in rows]
         with self._sampling(0.0):
             once = await self._rolled_out(requests)
         self._greedy = mean([float((one.score or 0.0) >= success_of(self._ctx)) for one in once])
@@ -252,19 +303,53 @@ class Hub:
             yield
 
     async def _rolled_out(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
-        return await self._ctx.engine.run(requests, total=self._ctx.engine.done + len(requests))
+        rollouts = await self._ctx.engine.run(requests, total=self._ctx.engine.done + len(requests))
+        if not self.by_call and any(one.steps for one in rollouts):
+            raise CallsHaveRewards
+        return rollouts
 
 
-def sequence(trajectory: Trajectory, tokens: int | None) -> Message:
-    """A trajectory as verl has sequences. Each token said weighs 1/``tokens``; None: of this sequence alone."""
+def sequence(trajectory: Trajectory, tokens: int | None, reward: float, by_call: bool) -> Message:
+    """A trajectory as verl has sequences. Each token said weighs 1/``tokens``; None: of this sequence alone.
+
+    ``reward`` of the rollout is at its last token; ``by_call``: at the last of each call is the call's, or that.
+    """
     first, *later = trajectory
     said = [*first.said]
     mask = [1] * len(first.said)
     logprobs = [*first.logprobs]
+    ends = [len(said) - 1]
     for turn in later:
         said += [*turn.seen, *turn.said]
         mask += [0] * len(turn.seen) + [1] * len(turn.said)
         logprobs += [0.0] * len(turn.seen) + [*turn.logprobs]
+        ends.append(len(said) - 1)
     weight = 1.0 / (tokens or sum(mask))
-    shares = [weight * flag for flag in mask]
-    return {"prompt": [*first.seen], "response": said, "mask": mask, "logprobs": logprobs, "shares": shares}
+    rewards = [0.0] * len(said)
+    for end, turn in zip(ends, trajectory, strict=True):
+        if by_call:
+            rewards[end] = reward if turn.reward is None else turn.reward
+    if not by_call:
+        rewards[-1] = reward
+    return {
+        "prompt": [*first.seen],
+        "response": said,
+        "mask": mask,
+        "logprobs": logprobs,
+        "shares": [weight * flag for flag in mask],
+        "rewards": rewards,
+    }
+
+
+def apart(trajectory: Trajectory) -> Iterator[Trajectory]:
+    """Cut before a call that follows another's answer at once: verl tells calls apart by what stands between them."""
+    ids: tuple[int, ...] = ()
+    piece: list[Turn] = []
+    for turn in trajectory:
+        if piece and not turn.seen:
+            yield tuple(piece)
+            piece = [Turn(ids, turn.said, turn.logprobs, turn.reward)]
+        else:
+            piece.append(turn)
+        ids = (*ids, *turn.seen, *turn.said)
+    yield tuple(piece)

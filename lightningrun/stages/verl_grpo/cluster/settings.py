@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightningrun.stages.verl_grpo.cluster.plugin import LOSS, ROLLOUT
+from lightningrun.stages.verl_grpo.cluster.plugin import BY_CALL, LOSS, ROLLOUT
 from lightningrun.stages.verl_process.configuration import (
     CPU_ENGINE,
     CPU_MODEL,
@@ -56,8 +56,9 @@ def verl_problems(given: Mapping[str, Any]) -> Iterator[str]:
     yield from problems(given, verl_defaults("_generated_ppo_trainer"), OURS, FIXED)
 
 
-def configuration(config: GrpoConfig, role: ModelConfig, base: Path, gpus: int) -> Tree:
-    """All that the stage says to verl, but where things lie. ``gpus`` is 0 on a machine without."""
+def configuration(config: GrpoConfig, role: ModelConfig, base: Path, gpus: int, by_call: bool = False) -> Tree:
+    """All that the stage says to verl, but where things lie. ``gpus`` is 0 on a machine without; ``by_call``: single
+    calls have rewards of their own. A critic judges each token anyway."""
     estimator = "gae" if config.algorithm == "ppo" else config.algorithm
     context = tokens_of_context(role, base)
     longest = min(config.sampling.max_tokens or role.max_tokens or context // 2, context - 1)
@@ -67,7 +68,7 @@ def configuration(config: GrpoConfig, role: ModelConfig, base: Path, gpus: int) 
         "weight_decay": 0.0, "betas": [0.9, 0.98], "clip_grad": config.max_grad_norm,
     }  # fmt: skip
     tree: Tree = {
-        "algorithm": {"adv_estimator": estimator},
+        "algorithm": {"adv_estimator": BY_CALL + estimator if by_call and estimator != "gae" else estimator},
         "data": {
             "train_batch_size": config.batch, "max_prompt_length": context - longest, "max_response_length": longest,
             "dataloader_num_workers": 0, "shuffle": False, "validation_shuffle": False,

@@ -12,7 +12,6 @@ import yaml
 
 from lightningrun.stages.verl_process.configuration import Tree, place
 from lightningrun.stages.verl_process.process import VerlProcess
-from lightningrun.types import Task
 
 _NOT_OURS = frozenset({"RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_TMPDIR"})
 """Of another cluster."""
@@ -35,10 +34,10 @@ class Trainer(VerlProcess):
         super().__init__(log)
         self.socket = self.folder / "s"
 
-    def write(self, tree: Tree, rows: Mapping[str, Iterable[Task]], checkpoints: Path) -> None:
-        """verl's configuration and data. ``rows``: train and eval, each in the order in which verl shall take them."""
-        for split, tasks in rows.items():
-            lines = [_row(split, index, task) for index, task in enumerate(tasks)]
+    def write(self, tree: Tree, rows: Mapping[str, int], checkpoints: Path) -> None:
+        """verl's configuration and data. ``rows``: how many train and eval have."""
+        for split, count in rows.items():
+            lines = [_row(split, index) for index in range(count)]
             (self.folder / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines), "utf-8")
         loop = {
             "name": "lightningrun",
@@ -73,12 +72,12 @@ class Trainer(VerlProcess):
         return not self.is_ready and "timed out during startup" in self.failure().message
 
 
-def _row(split: str, index: int, task: Task) -> str:
-    """A row as verl's data set has them: nothing of it is shown to the agent, which gets the task's own fields."""
+def _row(split: str, index: int) -> str:
+    """A row as verl's data set has them. It is a number: what it stands for is the stage's to know."""
     return json.dumps(
         {
             "data_source": split,
-            "prompt": [{"role": "user", "content": task.id}],
+            "prompt": [{"role": "user", "content": str(index)}],
             "reward_model": {"style": "rule", "ground_truth": ""},
             "extra_info": {"split": split, "index": index},
         }

@@ -10,9 +10,9 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightningrun.errors import StageFailed
 from lightningrun.files import commit_folder, disk_errors, write_atomic
@@ -21,15 +21,17 @@ from lightningrun.stages.statistics import mean
 from lightningrun.stages.training_thread import in_thread, told_until
 from lightningrun.stages.verl_grpo.batch import Batch
 from lightningrun.stages.verl_grpo.cluster import settings
-from lightningrun.stages.verl_grpo.cluster.hub import Hub
+from lightningrun.stages.verl_grpo.cluster.hub import CallsHaveRewards, Hub, Place
 from lightningrun.stages.verl_grpo.cluster.policy import RemoteEngine
 from lightningrun.stages.verl_grpo.cluster.trainer import Trainer
 from lightningrun.stages.verl_grpo.config import GrpoConfig
 from lightningrun.stages.verl_grpo.outcome import DEAD_STEPS, NOTHING_TO_LEARN, result_of
-from lightningrun.stages.verl_grpo.rows import Rows
-from lightningrun.stages.verl_process.configuration import Tree, gpu_count, tokens_of_context
+from lightningrun.stages.verl_process.configuration import gpu_count, tokens_of_context
 from lightningrun.stages.verl_process.export import export
-from lightningrun.types import StageResult, Task
+from lightningrun.types import StageResult
+
+if TYPE_CHECKING:
+    from lightningrun.recipe.model import ModelConfig
 
 HEALTH = {
     "actor/entropy": "entropy",
@@ -60,6 +62,8 @@ class Story:
     """Whether there was anything to learn."""
     judged: dict[int, float] = field(default_factory=dict)
     """The mean reward on ``eval.split`` after so many steps."""
+    places: dict[int, Place] = field(default_factory=dict)
+    """Of the rows, after each step."""
     cpu_s: float = 0.0
 
     @property
@@ -77,8 +81,10 @@ class Story:
         if not path.is_file():
             return cls()
         told = json.loads(path.read_text("utf-8"))
-        by_step = {name: {int(step): value for step, value in told[name].items()} for name in told if name != "cpu_s"}
-        return cls(**by_step, cpu_s=told["cpu_s"])
+        cpu_s = told.pop("cpu_s")
+        by_step = {name: {int(step): value for step, value in told[name].items()} for name in told}
+        by_step["places"] = {step: Place(**place) for step, place in by_step.get("places", {}).items()}
+        return cls(**by_step, cpu_s=cpu_s)
 
 
 class RayTraining:
@@ -96,8 +102,6 @@ class RayTraining:
         self._story = Story.load(self._story_file)
         self._health: dict[int, dict[str, float]] = {}
         self._told = told_until(ctx)
-        self._began = self._alive = time.monotonic()
-        self._spent_before = self._story.cpu_s
         self._clock: float | None = None
         """Processor time when verl was ready: that to start it is not the training's."""
         self._over = False
@@ -107,22 +111,35 @@ class RayTraining:
         """Raises StageFailed (the trainer ended or hung, nothing to learn), and what rollouts raise."""
         ctx, config = self._ctx, self._config
         role = ctx.recipe.models[config.policy]
-        rows = self._rows()
-        tree = settings.configuration(config, role, self._base, self._gpus)
         engine = RemoteEngine(self._base, tokens_of_context(role, self._base), seeded=not self._gpus)
         engine.answered = self._sign_of_life
         await ctx.service.rest(config.policy)  # verl serves the policy itself, and wants the memory
-        self._hub = Hub(ctx, engine, rows, self._trained, self._evaluated)
-        split = {"train": rows, "eval": ctx.data.splits[config.eval.split].tasks}
-        for left in reversed(range(_STARTS)):
-            if await self._went_on(tree, split, last=not left):
-                break
+        self._hub = Hub(ctx, engine, self._story.places, self._trained, self._evaluated)
+        self._hub.by_call = self._calls_had_rewards()
+        left = _STARTS
+        while True:
+            try:
+                if await self._went_on(role, last=left == 1):
+                    return self._result()
+            except CallsHaveRewards:
+                self._hub.by_call = True
+                ctx.info("the reward function gives `steps`: verl begins again, to compare single calls")
+                continue
+            left -= 1
             ctx.warn("Ray did not start within its 30 s, as the machine is busy: once more")
-        return self._result()
 
-    async def _went_on(self, tree: Tree, rows: Mapping[str, Sequence[Task]], last: bool) -> bool:
+    def _calls_had_rewards(self) -> bool:
+        """Whether the reward function has given ``steps`` to any rollout of this run."""
+        return any(event["kind"] == "rollout" and event["rollout"].get("steps") for event in self._ctx.journal.events())
+
+    async def _went_on(self, role: ModelConfig, last: bool) -> bool:
         """Let verl train to its end. Raises why it did not; False where it is worth another try."""
+        config = self._config
         self._trainer = trainer = Trainer(self._log)
+        self._clock, self._began, self._alive = None, time.monotonic(), time.monotonic()
+        self._spent_before = self._story.cpu_s
+        tree = settings.configuration(config, role, self._base, self._gpus, self._hub.by_call)
+        rows = {"train": config.steps * config.batch, "eval": len(self._ctx.data.splits[config.eval.split].tasks)}
         try:
             with disk_errors(trainer.folder):
                 trainer.write(tree, rows, self._checkpoints)
@@ -137,11 +154,6 @@ class RayTraining:
         finally:
             await asyncio.shield(trainer.end())
         return True
-
-    def _rows(self) -> list[Task]:
-        """Whose rollouts each step wants, one step after the other: as the other backend draws them."""
-        drawn = Rows(self._ctx.data.splits[self._config.split].tasks, self._ctx.seed, 0)
-        return [row for _ in range(self._config.steps) for row in drawn.take(self._config.batch)]
 
     async def _until_the_end(self) -> None:
         """Until verl's trainer ends, or something ends it. Raises why, if it was not done."""
@@ -192,6 +204,7 @@ class RayTraining:
         story.alive[step] = health["live"] > 0
         self._health[step] = health
         self._sign_of_life()
+        self._save()  # before verl saves what it learned from these rows
         wanted = self._config.batch * self._config.group_size
         if self._hub.sequences > wanted and not self._crowded:
             self._crowded = True
