@@ -94,7 +94,7 @@ def ran(name: str, folder: Path, *overrides: str, recipe: str = "recipe.yaml") -
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
