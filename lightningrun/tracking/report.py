@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightningrun.files import write_atomic
 from lightningrun.tracking.advice import next_steps
@@ -24,6 +25,9 @@ from lightningrun.tracking.standings import worth_showing
 from lightningrun.tracking.store import page
 from lightningrun.tracking.summary import RunSummary, StageSummary, read_json, summarise, tokens_of
 from lightningrun.types import Json, Rollout
+
+if TYPE_CHECKING:
+    import jinja2
 
 SHOWN = 5
 """Failures of each kind on the page."""
@@ -77,33 +81,26 @@ def render_lineage(run: RunSummary, search: Lineage) -> str:
     return _render("lineage.html", run=run, notes=merged(run.notes), search=search, plot=plot)
 
 
-def _render(template: str, **values: Any) -> str:
+def _render(name: str, **values: Any) -> str:
+    return template(name).render(values)
+
+
+@cache
+def template(name: str = "report.html") -> jinja2.Template:
+    """A page's compiled template. That takes a third of a second, which a run can spend while models answer."""
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-    )
+    )  # fmt: skip
     environment.globals["meanings"] = MEANINGS
     environment.filters.update(
-        num=_number,
-        signed=lambda value: number(value, "+"),
-        count="{:,.0f}".format,
-        usd=usd,
-        span=duration,
-        took=took,
-        short=_short,
-        when=_when,
-        diff=diff_lines,
-        look=_look,
+        num=_number, signed=lambda value: number(value, "+"), count="{:,.0f}".format, usd=usd, span=duration,
+        took=took, short=_short, when=_when, diff=diff_lines, look=_look, gist=gist, tally=tally,
         mark=lambda outcome: MARKS.get(outcome, "·"),
-        gist=gist,
-        tally=tally,
-    )
-    return environment.get_template(template).render(values)
+    )  # fmt: skip
+    return environment.get_template(name)
 
 
 def _look(of: Node | str) -> str:
