@@ -268,6 +268,10 @@ async def test_why_verl_ended_is_said(tmp_path: Path) -> None:
     (tmp_path / "verl.log").write_text(LOG)
     try:
         assert "AssertionError: train_batch_size is odd" in str(trainer.failure())
+        assert "disk" not in str(trainer.failure())
+        full = "RuntimeError: [enforce fail at inline_container.cc:672] . unexpected pos 1022592 vs 1022480\n"
+        (tmp_path / "verl.log").write_text(LOG + full)
+        assert "the disk is full" in str(trainer.failure()) and "make room" in str(trainer.failure())
     finally:
         await trainer.end()
     assert not trainer.folder.exists()

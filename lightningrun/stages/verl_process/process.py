@@ -27,6 +27,10 @@ _LONGEST_FOLDER = 40
 _END_S = 30.0
 _ERROR = re.compile(r"([\w.]*(?:Error|Exception)\b[^:]{0,40}: .+)")
 """The last line of a traceback."""
+_FULL = re.compile(
+    r"No space left on device|File too large|PytorchStreamWriter failed|inline_container.*unexpected pos"
+)
+"""What a full disk is called by Python, and by torch when it saves."""
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _WORKER = re.compile(r"^(\([\w. ]+ pid=\d+\) |\[rank\d+\]: )")
 _QUIET = {
@@ -135,9 +139,11 @@ class VerlProcess:
         last = (errors or [line for line in plain if line] or ["it said nothing"])[-1]
         status = self.status or 0
         how = f"was killed by signal {status - 128}" if status > 128 else f"ended with status {status}"
+        full = any(_FULL.search(line) for line in plain)
         return StageFailed(
-            f"verl's trainer {how}: {last[:400]}",
-            hint=f"all that it said is in {self._log}; `resume` goes on from its last checkpoint",
+            f"verl's trainer {how}{' as it could not write, the disk is full' if full else ''}: {last[:400]}",
+            hint=f"{'make room; ' if full else ''}all that it said is in {self._log}; `resume` goes on from its last "
+            "checkpoint",
         )
 
     async def end(self) -> None:
