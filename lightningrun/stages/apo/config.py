@@ -465,7 +465,7 @@ def _unknown_tags(config: ApoConfig, rows: Mapping[str, int]) -> list[str]:
 
 SPEC = StageSpec(
     type="apo",
-    version=3,
+    version=4,
     summary="optimise prompts from failures, and confirm the winner",
     config=ApoConfig,
     consumes={"prompts": ArtifactKind.PROMPTS, "model": ArtifactKind.MODEL},

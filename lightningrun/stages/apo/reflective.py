@@ -29,6 +29,8 @@ SURE = 2.0
 """A lead of so many rows ends a comparison early."""
 CLIMB_BATCHES = 3
 """A lead of a row or two over a poor parent is looked at on so many batches: a chain of lucky steps leads downhill."""
+RUN_OFF = 60
+"""Training rows that are added at most to tell two good candidates apart."""
 STALLED = 5
 """After so many proposals in vain the candidate that they come from is scored on val: does it deserve them?"""
 
@@ -261,14 +263,14 @@ class Reflective(Search):
 
     async def _run_off(self, challenger: Candidate) -> None:
         """Run best and challenger on training rows, those that cost least first, until the rows that both have had
-        differ by more than one standard error, or there are no more.
+        differ by more than one standard error, or ``RUN_OFF`` were added.
 
         Val alone is read by all that come this far: the luckiest of a few would win it more often than the best.
         """
         sides = (self.best, challenger)
         rng = random.Random(f"{self.setting.seed}/run-off/{challenger.id}")
         rows = [task for task in self._unseen(*sides) if self._unpaid(sides, [task])]
-        rows = sorted(rng.sample(rows, len(rows)), key=lambda task: len(self._unpaid(sides, [task])))
+        rows = sorted(rng.sample(rows, len(rows)), key=lambda task: len(self._unpaid(sides, [task])))[:RUN_OFF]
         while rows:
             gaps = self._gaps(challenger, self.best)
             batch, rows = rows[: self.config.acceptance.batch], rows[self.config.acceptance.batch :]
