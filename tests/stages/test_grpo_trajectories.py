@@ -151,6 +151,9 @@ def test_lost_rollouts_are_left_out_and_a_group_of_one_is_dropped() -> None:
 def test_live_groups_come_first_where_more_were_drawn() -> None:
     batch = Batch(2, [group("a", 1.0, 1.0), group("b", 0.0, 1.0), group("c", 0.0, 1.0)])
     assert [one.row.id for one in batch.chosen] == ["b", "c"] and batch.missing == 0
+    batch.groups.insert(1, group("d", 0.0, 0.0))
+    batch.size = 4
+    assert [one.row.id for one in batch.chosen] == ["a", "d", "b", "c"], "mini-batches meet live groups all along"
 
 
 def test_agents_that_never_called_are_named_with_those_that_did() -> None:

@@ -88,9 +88,7 @@ async def _trained_by_verl(
     return _result(config.policy, content_digest(ctx.outputs / "model"), metrics)
 
 
-def _encoded(
-    ctx: StageContext, chats: list[Chat], tokenizer: ChatTokenizer, context: int
-) -> tuple[list[Example], int]:
+def _encoded(ctx: StageContext, chats: list[Chat], tokenizer: ChatTokenizer, context: int) -> tuple[list[Example], int]:
     """The demonstrations that fit, and how many do not. Raises StageFailed if none does."""
     examples, too_long = encode(chats, tokenizer, context)
     if too_long:

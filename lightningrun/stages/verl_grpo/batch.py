@@ -54,9 +54,12 @@ class Batch:
 
     @property
     def chosen(self) -> list[Group]:
-        """Live groups first; others where there are too few, so that the loss is always a mean over as many."""
+        """The live groups, and others where there are too few, so that the loss is always a mean over as many. In the
+        order of the rows: with live ones first, the later mini-batches of an update would have nothing to learn from.
+        """
         usable = [group for group in self.groups if len(group.scores) > 1]
-        return sorted(usable, key=lambda group: not group.live)[: self.size]
+        taken = sorted(range(len(usable)), key=lambda place: not usable[place].live)[: self.size]
+        return [usable[place] for place in sorted(taken)]
 
     def samples(self, read: Callable[[int], LLMCall], policy: str, agents: Collection[str]) -> list[Sample]:
         """What is trained on. Raises StageFailed if the policy said none of it."""
