@@ -49,6 +49,20 @@ def test_gold_is_asked_for_by_the_agent_and_learned(tmp_path: Path, monkeypatch:
     assert losses[-1] < losses[0] / 2
 
 
+def test_a_control_spends_what_the_other_stage_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal updates cost the same, so that it makes about as many."""
+    recipe = project(tmp_path, steps=80)
+    written = yaml.safe_load(recipe.read_text())
+    more = {**GOLD, "batch": 4, "control_for": "sft", "inputs": {"model": "sft.model"}}
+    written["stages"]["more"] = more
+    recipe.write_text(yaml.safe_dump(written, sort_keys=False))
+    result, events = started(recipe, monkeypatch)
+    assert result.error is None
+    first, control = (result.results[stage].metrics for stage in ("sft", "more"))
+    assert 40 <= control["steps"] <= 160 and 0.5 <= control["cpu_s"] / first["cpu_s"] <= 2
+    assert any("of processor time that sft took" in event.get("message", "") for event in events)
+
+
 def test_rows_that_do_not_pass_are_nothing_to_learn_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result, events = run(tmp_path, monkeypatch, min_reward=1.0)
     assert result.exit_code == 3 and "no demonstration to learn from" in str(result.error)

@@ -8,7 +8,9 @@ import copy
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 from lightningrun.errors import StageFailed, UsageError
 from lightningrun.files import digest, read_record, write_atomic
@@ -31,7 +33,7 @@ from lightningrun.stages.verl_process.configuration import tokens_of_context
 from lightningrun.types import Artifact, ArtifactKind, Json, LLMCall, Rollout, StageResult
 
 _CURVE_POINTS = 100
-_TRIAL_UPDATES = 6
+_TRIAL_UPDATES = 24
 
 
 async def run(ctx: StageContext, inputs: Mapping[str, Artifact]) -> StageResult:
@@ -204,9 +206,9 @@ def _steps(ctx: StageContext, decoder: Decoder, examples: list[Example]) -> int:
         return int(json.loads(decided.read_text("utf-8"))["steps"])
     allowed = float(ctx.results[config.control_for].metrics.get("cpu_s") or 0.0)
     trial = Trainer(copy.deepcopy(decoder), examples, config, _TRIAL_UPDATES, ctx.seed, ctx.work / "trial")
-    for _ in range(_TRIAL_UPDATES):
-        last = trial.update()
-    steps = max(1, round(allowed / (last.cpu_s / _TRIAL_UPDATES)))
+    spent = [0.0, *(trial.update().cpu_s for _ in range(_TRIAL_UPDATES))]
+    # The median: the first updates, and those that another program disturbs, cost more than those to come.
+    steps = max(1, round(allowed / median(after - before for before, after in pairwise(spent))))
     write_atomic(decided, json.dumps({"steps": steps, "cpu_s": allowed}))
     ctx.info(f"{steps} updates take the {allowed:.1f} s of processor time that {config.control_for} took")
     return steps
