@@ -141,7 +141,7 @@ def test_a_hang_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ("options", "problem"),
     [
         ({"backend": "ray", "verl": {"trainr": {}}}, r"recipe.yaml:\d+:\d+.*verl.trainr: .*'trainer'"),
-        ({"backend": "ray", "resample": 2.0}, "filter_groups"),
+        ({"backend": "ray", "resample": 2.0, "verl": {"algorithm": {"filter_groups": {"enable": True}}}}, "take one"),
         ({"verl": {"actor": {"clip_ration": 0.1}}}, "clip_ratio'"),
         ({"verl": {"trainer": {}}}, "'actor' and 'algorithm'"),
         ({"algorithm": "gae"}, "critic.*backend: ray"),
