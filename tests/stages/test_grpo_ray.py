@@ -30,7 +30,7 @@ from lightningrun.runner import resume
 from tests.run.project import environment
 from tests.stages.grpo_project import make_project
 from tests.stages.test_grpo_stage import at_home, curve
-from tests.stages.verl_runs import Watched, loads_in_transformers, private
+from tests.stages.verl_runs import Watched, command_line, loads_in_transformers, private
 
 __all__ = ["private"]  # a fixture
 
@@ -126,7 +126,7 @@ def test_a_killed_runner_and_a_killed_worker_cost_a_few_steps(
         if event["kind"] == "metric" and not killed:
             (metrics,) = private.glob("lr-*/metrics.jsonl")
             killed.append(json.loads(metrics.read_text().splitlines()[0])["step"])
-            (worker,) = [one for one in watched.seen if one.is_running() and "WorkerDict" in " ".join(one.cmdline())]
+            (worker,) = watched.named("WorkerDict")
             worker.send_signal(signal.SIGKILL)
 
     broken = resume(run, observers=[kills_a_worker])
@@ -191,7 +191,7 @@ def ended(
     recipe = make_project(root, {**RAY, **options}, **files)
     at_home(root, monkeypatch)
     result = lightningrun.load(recipe).run(observers=list(observers))
-    assert not [one for one in psutil.Process().children(recursive=True) if "main_ppo" in " ".join(one.cmdline())]
+    assert not [one for one in psutil.Process().children(recursive=True) if "main_ppo" in command_line(one)]
     return result
 
 

@@ -118,9 +118,8 @@ def test_a_killed_trainer_is_said_and_goes_on_from_its_checkpoint(
     def kills(event: Any) -> None:
         watched(event)
         if event["kind"] == "metric" and event["step"] > 10:  # the checkpoint of 10 is whole
-            for one in watched.seen:
-                if one.is_running() and "verl.trainer.sft_trainer" in " ".join(one.cmdline()[:4]):
-                    one.send_signal(signal.SIGKILL)
+            for one in watched.named("verl.trainer.sft_trainer"):
+                one.send_signal(signal.SIGKILL)
 
     broken = lightningrun.load(recipe).run(observers=[kills])
     assert broken.exit_code == 3 and "killed by signal 9" in str(broken.error) and "verl.log" in str(broken.error)

@@ -28,9 +28,21 @@ class Watched:
         if event["kind"] == "metric":
             self.seen |= set(psutil.Process().children(recursive=True))
 
+    def named(self, word: str) -> list[psutil.Process]:
+        """Those that run under this name; not their guard, which has it among its later arguments."""
+        return [one for one in self.seen if word in command_line(one, 4)]
+
     def is_gone(self) -> bool:
         _, alive = psutil.wait_procs(list(self.seen), timeout=10)
         return bool(self.seen) and not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
+
+
+def command_line(process: psutil.Process, words: int | None = None) -> str:
+    """Empty for one that has ended, whether or not anybody has asked for it yet."""
+    try:
+        return " ".join(process.cmdline()[:words])
+    except psutil.Error:
+        return ""
 
 
 @pytest.fixture(autouse=True)
