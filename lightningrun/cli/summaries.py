@@ -35,13 +35,13 @@ _STATUS_STYLES = {
 
 
 def grid(*headings: str, right: Sequence[str] = (), fold: str = "") -> Table:
-    """An unboxed table. ``right`` names columns of numbers; ``fold`` the one that gives way when space is short."""
+    """An unboxed table. ``right`` names columns of numbers; ``fold`` the one (``*``: all) that gives way at need."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_header=any(headings))
     for heading in headings:
         justify: Any = "right" if heading in right else "left"
-        table.add_column(heading, justify=justify, overflow="fold", no_wrap=heading != fold)
+        table.add_column(heading, justify=justify, overflow="fold", no_wrap=fold not in (heading, "*"))
     return table
 
 
@@ -153,12 +153,10 @@ def beside(run: RunSummary, least: int = 3) -> Iterator[RenderableType]:
 
 
 def _evaluations(split: str, found: Sequence[Standing]) -> Table:
-    numbers = ("CPU-s to train",)
-    table = grid(
-        f"on {split}", "weights", "reward", f"over {found[0].stage}", "over its control", *numbers, right=numbers
-    )
+    told = ("reward", f"over {found[0].stage}", "over its control", "CPU-s")
+    table = grid(f"on {split}", "weights", *told, right=told[-1:], fold="*")
     for one in found:
-        weights = one.model + (f", control of {one.control_for}" if one.control_for else "")
+        weights = f"control of {one.control_for}" if one.control_for else one.model
         table.add_row(
             one.stage,
             weights,

@@ -66,7 +66,11 @@ def test_the_terminal_and_compare_show_them_too(run: Path, monkeypatch: pytest.M
     for command in ("show", "compare"):
         done = CliRunner().invoke(cli, [command, str(run), "--runs-dir", str(run.parent)])
         assert done.exit_code == 0, done.output
-        assert "more.model, control of grpo" in done.output and "interaction of apo.prompts x grpo.model" in done.output
+        assert "control of grpo" in done.output and "interaction of apo.prompts x grpo.model" in done.output
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = CliRunner().invoke(cli, ["show", str(run), "--runs-dir", str(run.parent)]).output
+    table = narrow.partition("on test  ")[2].partition("cells on")[0]
+    assert table.count("[") == table.count("]") >= 3, "numbers are folded, never cut"
     done = CliRunner().invoke(cli, ["compare", str(run), str(run), "--runs-dir", str(run.parent), "--format", "md"])
     assert "| of_more |" in done.output and "cells apo.prompts grpo.model" in done.output
     done = CliRunner().invoke(cli, ["compare", str(run), "--runs-dir", str(run.parent), "--format", "json"])
