@@ -19,7 +19,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -245,12 +244,7 @@ class Execution:
     async def _start_plant(self, journal: RunJournal) -> Plant:
         from lightningrun.plant import Plant
 
-        plant = await Plant.start(self.experiment, self.folder, journal, self.masker)
-        # In a thread, while models answer: what the report at the end takes most time for.
-        asyncio.get_running_loop().run_in_executor(
-            None, lambda: import_module("lightningrun.tracking.report").template()
-        )
-        return plant
+        return await Plant.start(self.experiment, self.folder, journal, self.masker)
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:

@@ -82,12 +82,11 @@ def render_lineage(run: RunSummary, search: Lineage) -> str:
 
 
 def _render(name: str, **values: Any) -> str:
-    return template(name).render(values)
+    return _template(name).render(values)
 
 
 @cache
-def template(name: str = "report.html") -> jinja2.Template:
-    """A page's compiled template. That takes a third of a second, which a run can spend while models answer."""
+def _template(name: str) -> jinja2.Template:
     import jinja2
 
     environment = jinja2.Environment(

@@ -116,8 +116,6 @@ class RunSummary:
     warnings: tuple[str, ...] = ()
     stages: tuple[StageSummary, ...] = ()
     totals: Totals = Totals()
-    headline: Headline | None = None
-    """What the run came to: the last of ``headlines``."""
     headlines: tuple[Headline, ...] = ()
     """The first and the last evaluation of each split beside each other."""
     curves: Mapping[str, Mapping[str, tuple[tuple[float, float], ...]]] = field(default_factory=dict)
@@ -132,6 +130,11 @@ class RunSummary:
     gates: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
     paths: Mapping[str, str] = field(default_factory=dict)
     mirror: Mapping[str, Json] = field(default_factory=dict)
+
+    @property
+    def headline(self) -> Headline | None:
+        """What the run came to."""
+        return self.headlines[-1] if self.headlines else None
 
     def by_tag(self) -> list[TagResult]:
         """Results of the last evaluation for each kind of row, beside the first's."""
@@ -153,6 +156,7 @@ class RunSummary:
     def to_json(self) -> dict[str, Json]:
         """The form of ``show --json``: everything, with ``stages`` by id."""
         record = asdict(self)
+        record["headline"] = record["headlines"][-1] if self.headlines else None
         record["path"] = str(self.path)
         record["stages"] = {stage.id: asdict(stage) for stage in self.stages}
         return record
@@ -285,7 +289,6 @@ def summarise(run_dir: Path) -> RunSummary:
         duration_s=sum(end - start for start, end in run.sittings),
         stages=stages,
         totals=_totals(stages, by_agent(_told_of_agents(ordered))),
-        headline=head,
         headlines=heads,
         curves={
             s.id: {name: tuple(sorted(points.items())) for name, points in s.curves.items()}

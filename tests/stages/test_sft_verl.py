@@ -132,7 +132,7 @@ def test_a_killed_trainer_is_said_and_goes_on_from_its_checkpoint(
     def looks(event: Any) -> None:
         watched(event)
         if event["kind"] == "metric" and not begun_with:
-            (log,) = run.glob("stages/sft/work/*/verl.log")
+            (log,) = (run / "stages" / "sft").rglob("verl.log")
             begun_with.append(log.read_text().count("Found latest checkpoint"))
 
     result = resume(run, observers=[looks])
@@ -150,7 +150,7 @@ def test_a_killed_trainer_is_said_and_goes_on_from_its_checkpoint(
 
 
 def newest_checkpoint(run: Path) -> int:
-    (tracker,) = run.glob("stages/sft/work/*/verl/latest_checkpointed_iteration.txt")
+    (tracker,) = (run / "stages" / "sft").rglob("latest_checkpointed_iteration.txt")
     return int(tracker.read_text())
 
 
