@@ -12,13 +12,12 @@ import json
 import math
 import random
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from lightningrun.errors import StageFailed
-from lightningrun.files import commit_folder, disk_errors, write_atomic
+from lightningrun.files import disk_errors, write_atomic
 from lightningrun.stages.base import StageContext
 from lightningrun.stages.sft import verl_dataset
 from lightningrun.stages.sft.config import SftConfig
@@ -27,7 +26,8 @@ from lightningrun.stages.sft.verl_settings import TRAINER, configuration, save_e
 from lightningrun.stages.statistics import mean
 from lightningrun.stages.training_thread import in_thread, told_until
 from lightningrun.stages.verl_process.configuration import gpu_count, place
-from lightningrun.stages.verl_process.export import export
+from lightningrun.stages.verl_process.export import publish
+from lightningrun.stages.verl_process.life import Life
 from lightningrun.stages.verl_process.process import VerlProcess
 from lightningrun.types import Json
 
@@ -78,10 +78,7 @@ class VerlTraining:
         self._waiting: dict[int, dict[str, float]] = {}
         """Metrics of updates whose evaluation is not there yet."""
         self._told = told_until(ctx)
-        self._spent_before = self._story.cpu_s
         self._said = -1
-        self._clock: float | None = None
-        """Processor time when verl was ready: that to start it is not the training's."""
 
     def _parts(self, examples: Sequence[Example]) -> tuple[int, list[Example], list[Example]]:
         """How many an update learns; what is learned, and what is held out: whole batches, as verl leaves out others.
@@ -107,7 +104,8 @@ class VerlTraining:
         story = self._story
         kept = {step: loss for step, loss in story.judged.items() if self._weights(step).is_dir()}
         best = min(kept, key=lambda step: (kept[step], step)) if kept else self._saved
-        await in_thread(lambda: self._publish(self._weights(best), folder, {"step": best}))
+        made, building = self._weights(best), self._ctx.work / ".made"
+        await in_thread(lambda: publish(made, self._base, folder, building, {"step": best}))
         last = sorted(story.losses)[-_LAST:]
         return {
             "loss": mean([story.losses[step] for step in last]) if last else None,
@@ -120,7 +118,7 @@ class VerlTraining:
     async def _let_verl_train(self) -> None:
         ctx = self._ctx
         self._process = process = VerlProcess(self._log)
-        self._began = self._alive = time.monotonic()
+        self._life = Life(process, self._config.watchdog_s, self._story.cpu_s)
         try:
             with disk_errors(process.folder):
                 self._write()
@@ -175,19 +173,20 @@ class VerlTraining:
     def _look(self) -> None:
         """Tell what is new, and delete what is old. Raises StageFailed: no number, no sign of life."""
         ctx, process = self._ctx, self._process
-        if self._clock is None and process.is_ready:
-            self._clock = process.cpu_s()
-            ctx.info(f"verl's trainer is ready after {time.monotonic() - self._began:.0f} s")
+        if ready := self._life.became_ready():
+            ctx.info(ready)
         saved = self._saved  # before the metrics: those of the evaluation before it are there then
         for step, data in process.new_metrics():
             values = self._waiting.setdefault(step, {})
             values |= {ours: data[name] for name, ours in _SAID.items() if name in data}
             self._note(step, values, data)
-        spent = self._spent_before + process.cpu_s() - (self._clock or 0.0)
-        self._story.cpu_s = max(self._story.cpu_s, spent)  # those that have ended are counted no more
+        self._story.cpu_s = self._life.spent_s()
         self._tell()
         self._delete_before(saved)
-        self._check_life()
+        if process.said != self._said:
+            self._said = process.said
+            self._life.sign()
+        self._life.check()
 
     def _note(self, step: int, values: dict[str, float], data: dict[str, float]) -> None:
         for name in ("loss", "grad_norm", "val.loss"):
@@ -213,23 +212,12 @@ class VerlTraining:
                 self._ctx.journal.emit("metric", stage=self._ctx.stage, step=step, values=values)
             self._ctx.journal.flash("progress", stage=self._ctx.stage, done=step, total=self.steps, unit="updates")
         if ready:
-            self._alive = time.monotonic()
+            self._life.sign()
             write_atomic(self._story_file, json.dumps(asdict(self._story)))
 
     def _is_due(self, step: int) -> bool:
         """Whether the weights are judged after this update."""
         return bool(self._held) and (step % self._often == 0 or step == self.steps)
-
-    def _check_life(self) -> None:
-        said, limit_s = self._process.said, self._config.watchdog_s
-        if said != self._said:
-            self._said, self._alive = said, time.monotonic()
-        silent_s = time.monotonic() - self._alive
-        if silent_s > limit_s:
-            raise StageFailed(
-                f"verl's trainer gave no sign of life for {silent_s:.0f} s (watchdog_s: {limit_s:g})",
-                hint=f"what it said last is in {self._log}; `resume` goes on from its last checkpoint",
-            )
 
     # Checkpoints
 
@@ -243,11 +231,3 @@ class VerlTraining:
             elif step < saved:
                 for state in folder.glob("*.pt"):
                     state.unlink(missing_ok=True)
-
-    def _publish(self, made: Path, folder: Path, facts: dict[str, Json]) -> None:
-        building = self._ctx.work / ".made"
-        shutil.rmtree(building, ignore_errors=True)
-        with disk_errors(building):
-            building.mkdir()
-            export(made, self._base, building)
-        commit_folder(building, folder, facts)

@@ -34,6 +34,15 @@ class Group:
         return bool(self.scores) and max(self.scores) >= success
 
 
+def preferred(groups: Sequence[Group], size: int) -> list[Group]:
+    """The live groups, then those that can be compared at all, as many as are wanted. In the order of the rows: with
+    live ones first, the later mini-batches of an update would have nothing to learn from.
+    """
+    ranks = [(len(group.scores) < 2, not group.live) for group in groups]
+    taken = sorted(range(len(groups)), key=ranks.__getitem__)[:size]
+    return [groups[place] for place in sorted(taken)]
+
+
 @dataclass(slots=True)
 class Batch:
     """``size`` groups are trained on; there are more where some were replaced."""
@@ -54,12 +63,8 @@ class Batch:
 
     @property
     def chosen(self) -> list[Group]:
-        """The live groups, and others where there are too few, so that the loss is always a mean over as many. In the
-        order of the rows: with live ones first, the later mini-batches of an update would have nothing to learn from.
-        """
-        usable = [group for group in self.groups if len(group.scores) > 1]
-        taken = sorted(range(len(usable)), key=lambda place: not usable[place].live)[: self.size]
-        return [usable[place] for place in sorted(taken)]
+        """What is trained on: the loss is always a mean over as many, where there are as many."""
+        return [group for group in preferred(self.groups, self.size) if len(group.scores) > 1]
 
     def samples(self, read: Callable[[int], LLMCall], policy: str, agents: Collection[str]) -> list[Sample]:
         """What is trained on. Raises StageFailed if the policy said none of it."""

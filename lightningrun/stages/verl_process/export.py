@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightningrun.errors import StageFailed
+from lightningrun.files import commit_folder, disk_errors
 from lightningrun.models.local.folder import TOKENIZER_FILES
 
 _DESCRIBES = ("config.json", "generation_config.json")
@@ -38,6 +39,16 @@ def export(saved: Path, base: Path, target: Path) -> None:
         return
     for file in [*files, *saved.glob("*.safetensors.index.json")]:
         shutil.copy2(file, target / file.name)
+
+
+def publish(saved: Path, base: Path, folder: Path, building: Path, facts: dict[str, Any]) -> None:
+    """Put ``export``'s checkpoint in the place of ``folder``, whole or not at all. Raises StageFailed, DiskFull."""
+    shutil.rmtree(building, ignore_errors=True)
+    with disk_errors(building):
+        building.mkdir()
+        export(saved, base, building)
+    shutil.rmtree(folder, ignore_errors=True)
+    commit_folder(building, folder, facts)
 
 
 def merged(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:

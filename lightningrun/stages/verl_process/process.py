@@ -48,7 +48,7 @@ class VerlProcess:
         root = tempfile.gettempdir()
         self.folder = Path(tempfile.mkdtemp(prefix="lr-", dir=root if len(root) < _LONGEST_FOLDER - 12 else "/tmp"))
         self.metrics = self.folder / "metrics.jsonl"
-        self._log = log
+        self.log = log
         self._process: subprocess.Popen[bytes] | None = None
         self._read = 0
         self._began_at = 0
@@ -67,8 +67,8 @@ class VerlProcess:
         """
         command = [sys.executable, "-m", "lightningrun.stages.verl_process.guard", str(self.folder)]
         command += [sys.executable, *program, "--config-path", str(self.folder), "--config-name", "run"]
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("ab") as log:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
             self._began_at = log.tell()
             self._process = subprocess.Popen(
                 command,
@@ -112,7 +112,7 @@ class VerlProcess:
     @property
     def said(self) -> int:
         """Bytes that it has logged: more of them are a sign of life."""
-        return self._log.stat().st_size if self._log.is_file() else 0
+        return self.log.stat().st_size if self.log.is_file() else 0
 
     def new_metrics(self) -> list[tuple[int, dict[str, float]]]:
         """What verl has logged since the last time: (step, numbers by verl's names)."""
@@ -131,7 +131,7 @@ class VerlProcess:
 
     def failure(self) -> StageFailed:
         """Why it ended, as far as its log tells."""
-        with self._log.open("rb") as file:
+        with self.log.open("rb") as file:
             file.seek(self._began_at)
             said = file.read().decode("utf-8", "replace").splitlines()
         plain = [_WORKER.sub("", _COLOUR.sub("", line)).strip() for line in said]
@@ -142,7 +142,7 @@ class VerlProcess:
         full = any(_FULL.search(line) for line in plain)
         return StageFailed(
             f"verl's trainer {how}{' as it could not write, the disk is full' if full else ''}: {last[:400]}",
-            hint=f"{'make room; ' if full else ''}all that it said is in {self._log}; `resume` goes on from its last "
+            hint=f"{'make room; ' if full else ''}all that it said is in {self.log}; `resume` goes on from its last "
             "checkpoint",
         )
 

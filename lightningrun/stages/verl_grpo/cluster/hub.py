@@ -20,7 +20,7 @@ from lightningrun.rollouts.engine import RolloutRequest
 from lightningrun.stages.base import StageContext
 from lightningrun.stages.evaluate.gate import row_mean, scores_by_row
 from lightningrun.stages.statistics import mean
-from lightningrun.stages.verl_grpo.batch import Batch, Group
+from lightningrun.stages.verl_grpo.batch import Batch, Group, preferred
 from lightningrun.stages.verl_grpo.cluster.policy import RemoteEngine, VerlPolicy
 from lightningrun.stages.verl_grpo.cluster.wire import LONGEST, Line, Message
 from lightningrun.stages.verl_grpo.config import GrpoConfig
@@ -179,7 +179,7 @@ class Hub:
         self._trained(step, made, made.health(samples))
 
     async def _drawn(self, step: int, count: int) -> list[Group]:
-        """``count`` groups for verl, of fresh rows: those with variance first, as many as ``resample`` brings.
+        """``count`` groups for verl, of fresh rows: those with variance before others, as many as ``resample`` brings.
 
         Which rows come depends on the steps before alone, whatever was done of this one before a kill.
         """
@@ -206,7 +206,7 @@ class Hub:
                 rows.solved(group.row.id)
         self._groups += new
         self._places[step] = Place(rows.place, first + len(new))
-        return sorted(new, key=lambda group: (len(group.scores) < 2, not group.live))[:count]
+        return preferred(new, count)
 
     def _rows_of(self, step: int) -> tuple[Rows, int]:
         """Where the drawing for this step goes on, and how many groups came before. verl may ask twice in a step."""

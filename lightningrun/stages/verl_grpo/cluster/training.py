@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightningrun.errors import StageFailed
-from lightningrun.files import commit_folder, disk_errors, write_atomic
+from lightningrun.files import disk_errors, write_atomic
 from lightningrun.stages.base import StageContext
 from lightningrun.stages.statistics import mean
 from lightningrun.stages.training_thread import in_thread, told_until
@@ -27,7 +27,8 @@ from lightningrun.stages.verl_grpo.cluster.trainer import Trainer
 from lightningrun.stages.verl_grpo.config import GrpoConfig
 from lightningrun.stages.verl_grpo.outcome import DEAD_STEPS, NOTHING_TO_LEARN, result_of
 from lightningrun.stages.verl_process.configuration import gpu_count, tokens_of_context
-from lightningrun.stages.verl_process.export import export
+from lightningrun.stages.verl_process.export import publish
+from lightningrun.stages.verl_process.life import Life
 from lightningrun.types import StageResult
 
 if TYPE_CHECKING:
@@ -102,8 +103,6 @@ class RayTraining:
         self._story = Story.load(self._story_file)
         self._health: dict[int, dict[str, float]] = {}
         self._told = told_until(ctx)
-        self._clock: float | None = None
-        """Processor time when verl was ready: that to start it is not the training's."""
         self._over = False
         self._crowded = False
 
@@ -112,7 +111,7 @@ class RayTraining:
         ctx, config = self._ctx, self._config
         role = ctx.recipe.models[config.policy]
         engine = RemoteEngine(self._base, tokens_of_context(role, self._base), seeded=not self._gpus)
-        engine.answered = self._sign_of_life
+        engine.answered = lambda: self._life.sign()
         await ctx.service.rest(config.policy)  # verl serves the policy itself, and wants the memory
         self._hub = Hub(ctx, engine, self._story.places, self._trained, self._evaluated)
         self._hub.by_call = self._calls_had_rewards()
@@ -136,8 +135,7 @@ class RayTraining:
         """Let verl train to its end. Raises why it did not; False where it is worth another try."""
         config = self._config
         self._trainer = trainer = Trainer(self._log)
-        self._clock, self._began, self._alive = None, time.monotonic(), time.monotonic()
-        self._spent_before = self._story.cpu_s
+        self._life = Life(trainer, config.watchdog_s, self._story.cpu_s, time.process_time)
         tree = settings.configuration(config, role, self._base, self._gpus, self._hub.by_call)
         rows = {"train": config.steps * config.batch, "eval": len(self._ctx.data.splits[config.eval.split].tasks)}
         try:
@@ -163,9 +161,10 @@ class RayTraining:
                 await asyncio.wait([serving], timeout=_LOOK_S)
                 if serving.done():
                     serving.result()
-                self._note_start()
+                if ready := self._life.became_ready():
+                    self._ctx.info(ready)
                 self._tell()
-                self._check_life()
+                self._life.check()
         finally:
             serving.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -174,28 +173,6 @@ class RayTraining:
         if not self._over and (self._trainer.status or max(self._story.alive, default=0) < self._config.steps):
             raise self._trainer.failure()
 
-    def _note_start(self) -> None:
-        if self._clock is None and self._trainer.is_ready:
-            self._clock = self._processor_s()
-            self._sign_of_life()
-            self._ctx.info(f"verl's trainer is ready after {time.monotonic() - self._began:.0f} s")
-
-    def _processor_s(self) -> float:
-        return self._trainer.cpu_s() + time.process_time()
-
-    # Whether it lives
-
-    def _sign_of_life(self) -> None:
-        self._alive = time.monotonic()
-
-    def _check_life(self) -> None:
-        silent_s = time.monotonic() - self._alive
-        if silent_s > self._config.watchdog_s:
-            raise StageFailed(
-                f"verl's trainer gave no sign of life for {silent_s:.0f} s (watchdog_s: {self._config.watchdog_s:g})",
-                hint=f"what it said last is in {self._log}; `resume` goes on from its last checkpoint",
-            )
-
     # What the hub tells
 
     def _trained(self, step: int, batch: Batch, health: dict[str, float]) -> None:
@@ -203,7 +180,7 @@ class RayTraining:
         story.rewards[step], story.tokens[step] = health["reward"], health["tokens"]
         story.alive[step] = health["live"] > 0
         self._health[step] = health
-        self._sign_of_life()
+        self._life.sign()
         self._save()  # before verl saves what it learned from these rows
         wanted = self._config.batch * self._config.group_size
         if self._hub.sequences > wanted and not self._crowded:
@@ -224,7 +201,7 @@ class RayTraining:
 
     async def _evaluated(self, step: int, reward: float) -> None:
         self._story.judged[step] = reward
-        self._sign_of_life()
+        self._life.sign()
         if step and self._story.best_step == step:
             made = self._checkpoints / f"global_step_{step}" / "actor" / "huggingface"
             await in_thread(lambda: self._keep(made, {"step": step, "reward": reward}))
@@ -232,19 +209,13 @@ class RayTraining:
 
     def _keep(self, made: Path, facts: dict[str, object]) -> None:
         """Put a checkpoint of verl's in the place of ``best``: it deletes old ones."""
-        building = self._best.with_name(".best")
-        shutil.rmtree(building, ignore_errors=True)
-        with disk_errors(building):
-            building.mkdir()
-            export(made, self._base, building)
-        shutil.rmtree(self._best, ignore_errors=True)
-        commit_folder(building, self._best, facts)
+        publish(made, self._base, self._best, self._best.with_name(".best"), facts)
 
     # What verl tells
 
     def _tell(self) -> None:
         for step, data in self._trainer.new_metrics():
-            self._sign_of_life()
+            self._life.sign()
             values = {**self._health.pop(step, {})}
             values |= {ours: data[name] for name, ours in HEALTH.items() if name in data}
             if "grad_norm" in values and not math.isfinite(values["grad_norm"]):
@@ -257,8 +228,7 @@ class RayTraining:
             if step in self._story.judged:
                 values["val.reward"] = self._story.judged[step]
                 values["val.best"] = max(value for at, value in self._story.judged.items() if at <= step)
-            spent = self._spent_before + self._processor_s() - (self._clock or 0.0)
-            self._story.cpu_s = max(self._story.cpu_s, spent)  # those that have ended are counted no more
+            self._story.cpu_s = self._life.spent_s()
             values["cpu_s"] = round(self._story.cpu_s, 3)
             self._save()
             if step > self._told:
