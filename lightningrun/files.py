@@ -136,7 +136,7 @@ class Journal:
 
     def append(self, record: dict[str, Any]) -> int:
         """Append one record and return its byte offset. Raises ``DiskFull``; then nothing was appended."""
-        body = json.dumps(record, separators=(",", ":"), ensure_ascii=False, default=str)
+        body = _encode(record)
         if self._mask is not None:
             body = self._mask(body)
         data = f'{_CRC_PREFIX}{_crc(body)}"{"," if len(body) > 2 else ""}{body[1:]}\n'.encode(
@@ -198,6 +198,9 @@ def read_record(fd: int, offset: int) -> dict[str, Any]:
     if record is None:
         raise ValueError(f"no whole record at byte {offset}")
     return record
+
+
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, default=str).encode
 
 
 def _crc(text: str) -> str:

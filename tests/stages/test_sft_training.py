@@ -40,24 +40,43 @@ def test_it_learns_what_it_is_shown(tmp_path: Path) -> None:
     assert max(update.lr for update in updates) == pytest.approx(4e-3, rel=0.05) and updates[-1].lr < 6e-4
 
 
-def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+def test_the_average_leans_on_all_updates_and_not_on_the_weights_to_begin_with(tmp_path: Path) -> None:
+    examples, decoder = demonstrations()
+    weight = decoder.get_parameter("model.embed_tokens.weight")
+    trainer = Trainer(decoder, examples, config(ema=0.9), 120, 0, tmp_path)
+    average = torch.zeros_like(weight)
+    for step in range(1, 121):
+        trainer.update()
+        decay = min(0.9, step / (step + 9))
+        average = decay * average + (1 - decay) * weight.detach()
+        if step == 1:
+            average = average + 0.1 * demonstrations()[1].get_parameter("model.embed_tokens.weight").detach()
+    last = weight.detach().clone()
+    trainer.settle()
+    assert torch.allclose(weight, average, atol=1e-6) and not torch.allclose(weight, last, atol=1e-4)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path, ema: float) -> None:
     examples, whole = demonstrations()
-    trainer = Trainer(whole, examples, config(), 12, 0, tmp_path / "whole")
+    trainer = Trainer(whole, examples, config(ema=ema), 12, 0, tmp_path / "whole")
     for _ in range(12):
         trainer.update()
+    trainer.settle()
 
     _, first = demonstrations()
-    before = Trainer(first, examples, config(save_every_s=1e9), 12, 0, tmp_path / "killed")
+    before = Trainer(first, examples, config(ema=ema, save_every_s=1e9), 12, 0, tmp_path / "killed")
     for _ in range(5):
         before.update()
     before.save()
     before.update()  # lost with the process
 
     _, second = demonstrations()
-    after = Trainer(second, examples, config(), 12, 0, tmp_path / "killed")
+    after = Trainer(second, examples, config(ema=ema), 12, 0, tmp_path / "killed")
     assert after.step == 5
     while after.step < 12:
         after.update()
+    after.settle()
     assert checkpoint.weights_digest(second.state_dict()) == checkpoint.weights_digest(whole.state_dict())
     assert after.losses == trainer.losses and after.tokens == trainer.tokens
 

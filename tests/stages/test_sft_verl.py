@@ -55,6 +55,7 @@ def said_by_plan(root: Path, monkeypatch: pytest.MonkeyPatch, **sft: Any) -> str
     ("options", "said"),
     [
         ({"control_for": "other"}, "control_for: goes by the processor time"),
+        ({"ema": 0.99}, "ema: verl's trainer keeps no average"),
         ({"save_every_s": 5.0}, "verl.trainer.save_freq"),
         ({"lora": {"rank": 4, "alpha": 0.5}}, "lora.alpha: verl takes whole numbers"),
         ({"verl": {"trainer": {"save_freq": "after_each_epoch"}}}, "save_freq: a number of updates"),

@@ -68,6 +68,13 @@ class SftConfig(StageConfig):
     warmup: int = Field(default=40, ge=0, description="Updates until the peak; then a cosine down to a tenth of it")
     weight_decay: float = Field(default=0.1, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
+    ema: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="backend embedded: the stage's weights are the moving average of those after each update, with "
+        "this decay (0.998: of the last 500 or so); 0: those after the last update. Small models swing less",
+    )
     lora: LoraConfig | None = Field(default=None, description="null: all weights are trained")
     save_every_s: float = Field(default=20.0, gt=0, description="How much work a kill may cost")
     holdout: float = Field(

@@ -56,6 +56,7 @@ async def run(ctx: StageContext, inputs: Mapping[str, Artifact]) -> StageResult:
     steps = await in_thread(lambda: _steps(ctx, decoder, examples))
     trainer = Trainer(decoder, examples, config, steps, ctx.seed, ctx.work)
     await _train(ctx, trainer)
+    trainer.settle()
     saved = checkpoint.save(lora.merged(decoder), tokenizer, ctx.outputs / "model", {"step": trainer.step})
     metrics: dict[str, Json] = {
         "loss": mean(trainer.losses),

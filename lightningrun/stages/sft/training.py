@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lightningrun.errors import StageFailed
 from lightningrun.models.local.decoder import Decoder
@@ -55,12 +56,13 @@ class Trainer:
         self._config = config
         self._seed = seed
         self._state = work / "state.safetensors"
-        weights = [weight for weight in decoder.parameters() if weight.requires_grad]
+        weights = self._weights = [weight for weight in decoder.parameters() if weight.requires_grad]
+        self._averages = [weight.detach().clone() for weight in weights] if config.ema else []
         matrices = [weight for weight in weights if weight.dim() > 1]
         others = [weight for weight in weights if weight.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self._optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
-        facts = load_state(self._state, trained(decoder), self._optimizer)
+        facts = load_state(self._state, self._kept(), self._optimizer)
         if facts is not None:
             self.step, self.tokens, self.cpu_s = facts["step"], facts["tokens"], facts["cpu_s"]
             self.losses = facts["losses"]
@@ -99,6 +101,9 @@ class Trainer:
             )
         self._optimizer.step()
         self.step += 1
+        if self._averages:
+            decay = min(self._config.ema, self.step / (self.step + 9))  # what it began with is soon forgotten
+            get_ema_multi_avg_fn(decay)(self._averages, self._weights, self.step)
         self.tokens += packed.tokens
         self.losses = [*self.losses, value][-50:]
         return value, float(norm), lr, packed.tokens
@@ -106,8 +111,18 @@ class Trainer:
     def save(self) -> None:
         """Keep all that is needed to go on from here. Raises DiskFull."""
         facts = {"step": self.step, "tokens": self.tokens, "cpu_s": self.cpu_s, "losses": self.losses}
-        save_state(self._state, trained(self.decoder), self._optimizer, facts)
+        save_state(self._state, self._kept(), self._optimizer, facts)
         self._saved = time.monotonic()
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Training is over: put the averages, if there are any, in the weights' places."""
+        for weight, average in zip(self._weights, self._averages, strict=False):
+            weight.copy_(average)
+
+    def _kept(self) -> dict[str, torch.Tensor]:
+        averages = {f"ema/{index}": average for index, average in enumerate(self._averages)}
+        return {**trained(self.decoder), **averages}
 
     def _share(self) -> float:
         """The learning rate of the coming update, as a share of the peak: linear warm-up, then a cosine."""

@@ -58,6 +58,8 @@ def verl_problems(config: SftConfig) -> Iterator[str]:
     """What verl's trainer does not do, or calls otherwise."""
     if config.control_for:
         yield "control_for: goes by the processor time of updates in this process: take backend: embedded"
+    if config.ema:
+        yield "ema: verl's trainer keeps no average of its weights: take backend: embedded"
     if "save_every_s" in config.model_fields_set:
         yield "save_every_s: verl saves every so many updates: verl.trainer.save_freq"
     if config.lora is not None and config.lora.alpha % 1:
