@@ -190,11 +190,11 @@ async def test_time_that_is_over_ends_a_search_and_is_remembered(tmp_path: Path,
 
 @EACH
 async def test_a_perfect_seed_costs_one_validation(tmp_path: Path, algorithm: str) -> None:
-    splits = {"train": rows("train", 20), "val": rows("val", 20)}
+    splits = {"train": rows("train", 20), "val": rows("val", 16)}
     config = options(algorithm, 200)
     ctx = context(tmp_path, config, {"system": "Fine."}, splits, lambda p, t, s: Answer(1.0), lambda q, n: "")
     result = await run(ctx, {})
-    assert (ctx.engine.executed, ctx.service.paid) == (20, 0)
+    assert (ctx.engine.executed, ctx.service.paid) == (16, 0)
     assert result.outputs["prompts"].value == {"system": "Fine."}
 
 

@@ -79,7 +79,7 @@ async def test_harm_within_the_margin_is_allowed(tmp_path: Path) -> None:
 
 
 async def test_what_the_check_costs_is_reserved(tmp_path: Path) -> None:
-    least = 2 * (20 + 8) + 2 * 20
+    least = 2 * (16 + 8) + 2 * 20
     result, ctx = await optimise(tmp_path, "Take {q}. amber", budget={"max_rollouts": least})
     assert ctx.engine.executed == least
     assert result.metrics["promoted"] is True
@@ -94,5 +94,5 @@ def test_an_unknown_tag_and_a_budget_too_small_are_said_before_anything_runs() -
     assert forecast(config(), recipe, rows).errors == ()
     (error, _) = forecast(config(focus={"tag": "agregate"}), recipe, rows).errors[:2]
     assert "focus.tag: no row of 'train' has the tag 'agregate'; did you mean 'aggregate'?" in error
-    (error,) = forecast(config(budget={"max_rollouts": 95}), recipe, rows).errors
-    assert "need 96 rollouts (56 to search, 40 to confirm and report)" in error
+    (error,) = forecast(config(budget={"max_rollouts": 87}), recipe, rows).errors
+    assert "need 88 rollouts (48 to search, 40 to confirm and report)" in error

@@ -31,7 +31,7 @@ def test_the_defaults_fit_and_bound_what_is_spent() -> None:
 
 @pytest.mark.parametrize(
     ("mode", "report", "least"),
-    [("corrected", "none", 56), ("fresh", "none", 76), ("sealed", "none", 56), ("corrected", "test", 116)],
+    [("corrected", "none", 48), ("fresh", "none", 76), ("sealed", "none", 56), ("corrected", "test", 108)],
 )
 def test_the_least_budget_is_what_the_plan_says(mode: str, report: str, least: int) -> None:
     options: dict[str, Any] = {"confirm": {"mode": mode}, "report": {"split": report}}

@@ -182,11 +182,11 @@ async def test_time_that_is_over_ends_a_search_and_is_remembered(tmp_path: Path)
 
 
 async def test_a_perfect_seed_costs_one_validation(tmp_path: Path) -> None:
-    splits = {"train": rows("train", 20), "val": rows("val", 20)}
+    splits = {"train": rows("train", 20), "val": rows("val", 16)}
     config = options(200)
     ctx = context(tmp_path, config, {"system": "Fine."}, splits, lambda p, t, s: Answer(1.0), lambda q, n: "")
     result = await run(ctx, {})
-    assert (ctx.engine.executed, ctx.service.paid) == (20, 0)
+    assert (ctx.engine.executed, ctx.service.paid) == (16, 0)
     assert result.metrics["promoted"] is False
     assert result.outputs["prompts"].value == {"system": "Fine."}
 
@@ -216,6 +216,27 @@ async def test_luck_in_a_comparison_does_not_win_over_a_good_prompt(tmp_path: Pa
     assert [event["text"].split()[0] for event in told(ctx, "prompt") if event["label"] == "best"] == ["Good"]
 
 
+@pytest.mark.parametrize(("every", "chances"), [(2, 1), (4, 4)])
+async def test_each_rewrite_of_a_good_seed_counts_for_the_confirmation(
+    tmp_path: Path, every: int, chances: int
+) -> None:
+    """Three rewrites are worse, the fourth is right. The seed fails on every second row, or on every fourth."""
+    answers = iter(["Worse", "Bad", "Idle"])
+
+    def student(prompts: dict[str, str], task: Task, sample: int) -> Answer:
+        number, prompt = int(task.id.lstrip("trainvl")), prompts["system"].split()[0]
+        right = prompt == "Right" or (prompt == "Seed" and number % every > 0)
+        return Answer(float(right), "right" if right else f"wrong {number}")
+
+    splits = {"train": rows("train", 60), "val": rows("val", 40)}
+    config = options(300, reflection={"rounds": 1})
+    ctx = context(tmp_path, config, {"system": "Seed {question}"}, splits, student,
+                  lambda question, again: f"```\n{next(answers, 'Right')} {{question}}\n```")  # fmt: skip
+    result = await run(ctx, {})
+    assert result.metrics["p_threshold"] == pytest.approx(0.1 / chances)
+    assert result.metrics["promoted"] is True
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -237,7 +258,7 @@ async def test_a_bad_proposal_costs_no_rollout(tmp_path: Path, answer: str, reas
     bad = [event for event in told(ctx, "candidate") if event["id"]]
     assert [event["verdict"] for event in bad] == ["invalid"] * 3
     assert reason in bad[0]["reason"]
-    assert ctx.engine.executed == 20 + 8
+    assert ctx.engine.executed == 16 + 8
     assert result.outputs["prompts"].value == seed
 
 
@@ -248,7 +269,7 @@ async def test_a_duplicate_costs_no_rollout_and_equal_questions_get_fresh_answer
         asked.append(again)
         return "```\nTake {question}.\n```"
 
-    splits = {"train": rows("train", 8), "val": rows("val", 20)}
+    splits = {"train": rows("train", 8), "val": rows("val", 16)}
     config = options(100, stop={"stall_proposals": 4}, reflection={"rounds": 1, "batch": 1})
     student = lambda p, t, s: Answer(0.0, "wrong") if t.id in ("train3", "val3") else Answer(1.0)  # noqa: E731
     ctx = context(tmp_path, config, {"system": "Take {question}."}, splits, student, coach)
@@ -256,7 +277,7 @@ async def test_a_duplicate_costs_no_rollout_and_equal_questions_get_fresh_answer
     bad = [event for event in told(ctx, "candidate") if event["id"]]
     assert {event["verdict"] for event in bad} == {"duplicate"}
     assert asked == [0, 1, 2, 3]
-    assert ctx.engine.executed == 28
+    assert ctx.engine.executed == 24
 
 
 async def test_failed_rollouts_count_and_broken_rewards_do_not(tmp_path: Path) -> None:

@@ -23,6 +23,9 @@ REWRITE_FIELDS = (*CRITIQUE_FIELDS, "critique", "answer_form")
 VAL_SHARE, LEAST_VAL = 8, 20
 """The search reads at most an eighth as many val rows as it has rollouts, but not fewer than these if there are more:
 where rollouts are few, steps are worth more than the last digit of a score."""
+BACKED_SHARE, BACKED_LEAST = 12, 16
+"""The same where the confirmation reads training rows beside those of val: there (simulated, 100 and 250 rollouts) more
+steps won more than more rows of val."""
 COACH_SHARE, LEAST_COACH_CALLS = 4, 20
 """By default the coach is asked at most once for so many rollouts, but this often at least."""
 FIELD = re.compile(r"(?<!\{)\{([A-Za-z_]\w*)\}(?!\})")
@@ -269,8 +272,8 @@ class ApoConfig(StageConfig):
     val_rows: int | None = Field(
         default=None,
         ge=1,
-        description="Rows of val that the search reads; null: all, but at most an eighth of the rollouts, and at "
-        "least 20",
+        description="Rows of val that the search reads; null: all, but at most a twelfth of the rollouts, and at least "
+        "16 (an eighth, and 20, where training rows do not count for the confirmation)",
     )
     samples: int = Field(default=1, ge=1, description="Rollouts a row, averaged")
     reflection: ReflectionConfig = ReflectionConfig()
@@ -317,7 +320,9 @@ class ApoConfig(StageConfig):
     def searched(self, rows: Mapping[str, int]) -> Mapping[str, int]:
         """The row counts that the search has, val as far as it is read (with what `sealed` sets aside)."""
         seen = self.in_focus(rows)
-        most = self.val_rows or max(LEAST_VAL, self.budget.max_rollouts // (VAL_SHARE * self.samples))
+        backed = self.algorithm == "reflective" and self.confirm.mode == "corrected"
+        share, least = (BACKED_SHARE, BACKED_LEAST) if backed else (VAL_SHARE, LEAST_VAL)
+        most = self.val_rows or max(least, self.budget.max_rollouts // (share * self.samples))
         return {**seen, self.val: min(seen.get(self.val, 0), most)}
 
     def rest_cost(self, rows: Mapping[str, int]) -> int:
@@ -465,7 +470,7 @@ def _unknown_tags(config: ApoConfig, rows: Mapping[str, int]) -> list[str]:
 
 SPEC = StageSpec(
     type="apo",
-    version=4,
+    version=5,
     summary="optimise prompts from failures, and confirm the winner",
     config=ApoConfig,
     consumes={"prompts": ArtifactKind.PROMPTS, "model": ArtifactKind.MODEL},

@@ -44,6 +44,8 @@ class Reflective(Search):
         """The candidate to improve next: the best as far as training rows tell."""
         self._steps = 0
         self._compared = 0
+        self._rivals = 0
+        """Rewrites that were compared with the seed."""
         self._unscored: list[Attempt] = []
         self._by_child: dict[int, Attempt] = {}
         self._merged: set[tuple[int, int]] = set()
@@ -52,9 +54,14 @@ class Reflective(Search):
     @property
     def trials(self) -> float:
         """How often luck was given a chance on val. Whoever is no better than its parent passes the comparison that
-        comes before at most half of the time, so that one proposal is half a trial."""
+        comes before at most half of the time, so that one proposal is half a trial. A good seed has little to win and
+        much to lose, and its rewrites are nearly its equals: the training rows have told the luckiest of them, so that
+        there each rewrite that was compared with the seed counts, whether val was read of it or not."""
         tried = len(self.pool) - 1
-        return tried if self.config.acceptance.rule == "no_worse" else max(1, min(tried, self._compared / 2))
+        if self.config.acceptance.rule == "no_worse":
+            return tried
+        rivals = self._rivals if self._is_good(self.root) else 0
+        return max(1, rivals, min(tried, self._compared / 2))
 
     def further(self) -> list[float]:
         """Training rows that both have had count too: few proposals are compared on the same ones."""
@@ -198,6 +205,7 @@ class Reflective(Search):
     async def _compare(self, attempts: Sequence[Attempt]) -> None:
         """Compare each child with its parent on the same rows; with a good parent on more and more of them."""
         self._compared += len(attempts)
+        self._rivals += sum(one.parent is self.root for one in attempts)
         undecided = list(attempts)
         while undecided:
             await self.evaluation.run(job for one in undecided for job in self._batch_jobs(one))
