@@ -103,7 +103,8 @@ class Trainer:
         self.step += 1
         if self._averages:
             decay = min(self._config.ema, self.step / (self.step + 9))  # what it began with is soon forgotten
-            get_ema_multi_avg_fn(decay)(self._averages, self._weights, self.step)
+            blend = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+            blend(self._averages, self._weights, self.step)
         self.tokens += packed.tokens
         self.losses = [*self.losses, value][-50:]
         return value, float(norm), lr, packed.tokens
