@@ -19,6 +19,8 @@ from lightningrun.models.local.decoder import Decoder, Layer, Shape, rope, rotat
 
 STEP = 16
 _PREFILL_TOKENS = 1 << 14
+_FEWEST_ROWS = 4
+"""A product of fewer is rounded otherwise than one of more: of one row on Intel's processors, of up to three on AMD's."""
 
 
 @dataclass(slots=True)
@@ -192,6 +194,7 @@ class Cache:
         self.bias = self._zeros(0, 1, 1, 0)
         kv, dim = shape.kv_heads, shape.head_dim
         self._block = kv, dim
+        self._fewest = -(-_FEWEST_ROWS * kv // shape.heads)
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self.tail_keys = [self._zeros(0, kv, dim, STEP) for _ in self._layers]
@@ -263,7 +266,7 @@ class Cache:
         for group in self._group_of:
             slots.append(filled[group])
             filled[group] += 1
-        self._slots = max([2, *filled])  # a product of one row alone is rounded otherwise than of several
+        self._slots = max([self._fewest, *filled])
         places = [group * self._slots + slot for group, slot in zip(self._group_of, slots, strict=True)]
         in_order = places == list(range(len(filled) * self._slots))
         self._place_of = None if in_order else torch.tensor(places, dtype=torch.long, device=self.written.device)
