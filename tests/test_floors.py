@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "lightningrun"
 
 FLOORS = {
-    0: ("errors", "types", "files"),
+    0: ("errors", "types", "files", "waiting"),
     1: ("recipe", "dataset", "secrets"),
     2: ("models", "gateway", "agents", "reward", "tracking"),
     3: ("rollouts", "stages"),

@@ -24,6 +24,11 @@ from lightningrun.agents.slot import available
 from lightningrun.agents.slots import SlotKind
 from lightningrun.agents.threads import Threads
 from lightningrun.errors import UsageError
+from lightningrun.waiting import timeout
+
+_SWITCH_S = 0.02
+"""How often a thread that waits for the interpreter looks whether it is free; so long may one hold it.
+At Python's 5 ms, hundreds of agents that wait spend a fifth of the processor on looking."""
 
 
 class InlinePool:
@@ -37,6 +42,7 @@ class InlinePool:
         self._free = asyncio.Semaphore(size)
         self._free_reward = asyncio.Semaphore(size)
         self._threads = Threads("lightningrun-inline")
+        self._switch_s = sys.getswitchinterval()
 
     async def start(self) -> None:
         if "" not in sys.path and "." not in sys.path:
@@ -45,6 +51,7 @@ class InlinePool:
         self._agent = _load(agent)
         self._reward = _load(reward)
         self.reward_wants = self._reward.wants
+        sys.setswitchinterval(max(self._switch_s, _SWITCH_S))
 
     async def run(self, job: AgentJob, bind: Bind) -> Outcome:
         async with self._free:
@@ -58,6 +65,7 @@ class InlinePool:
 
     async def close(self) -> None:
         self._threads.close()
+        sys.setswitchinterval(self._switch_s)
 
     async def _do(
         self,
@@ -79,8 +87,9 @@ class InlinePool:
         started = time.perf_counter()
         bind(url_id)
         try:
-            call = self._caught(function, available(message, kind.args, llm, workdir), encode)
-            result, error, bad = await asyncio.wait_for(call, timeout_s)
+            async with timeout(timeout_s):
+                names = available(message, kind.args, llm, workdir)
+                result, error, bad = await self._caught(function, names, encode)
         except asyncio.TimeoutError:
             return Outcome("timeout", None, f"no answer within {timeout_s:g} s", time.perf_counter() - started)
         finally:
@@ -96,7 +105,9 @@ class InlinePool:
         """(JSON text, error, whether the output was bad): an agent's SystemExit must not reach the runner's loop."""
         try:
             result = function(names) if function.is_async else await _in_thread(self._threads, function, names)
-            return encode(await result if inspect.isawaitable(result) else result), "", False
+            if inspect.isawaitable(result):  # as a task, whose context dies with it
+                result = await asyncio.ensure_future(result)
+            return encode(result), "", False
         except asyncio.CancelledError:
             raise
         except BaseException as error:

@@ -104,22 +104,14 @@ class CallSession:
         """A failure of the infrastructure that no later equal request made good; else None."""
         return next(iter(self._failed.values()), None)
 
-    async def chat(
-        self,
-        body: Body,
-        *,
-        role: str | None = None,
-        agent: str = "",
-        protocol: str = "",
-        path: str = "",
-        span: str = "",
-    ) -> Body:
+    async def chat(self, body: Body, *, role: str | None = None, **said: str) -> Body:
         """The chat completion for ``body`` (of protocol ``embeddings``: the embeddings).
 
-        ``agent`` names who asks; without it, the request does by the model asked for or the prompt that it carries.
+        ``said``: ``agent``, ``protocol``, ``path`` and ``span`` of the ``PendingCall``. ``agent`` names who asks;
+        without it, the request does by the model asked for or the prompt that it carries.
         Raises ModelError (RefusedRequest: the body is to blame), BudgetReached.
         """
-        call = self._prepared(body, role, agent, protocol, path, span)
+        call = self._prepared(body, role, **said)
         try:
             completion = await self._service.answer(call)
         except BaseException as error:
@@ -128,18 +120,9 @@ class CallSession:
         self._failed.pop(call.digest, None)
         return completion
 
-    async def stream(
-        self,
-        body: Body,
-        *,
-        role: str | None = None,
-        agent: str = "",
-        protocol: str = "",
-        path: str = "",
-        span: str = "",
-    ) -> AsyncGenerator[Body, None]:
+    async def stream(self, body: Body, *, role: str | None = None, **said: str) -> AsyncGenerator[Body, None]:
         """The chunks of a completion as they come; close the iterator to hang up. Raises as ``chat``."""
-        call = self._prepared(body, role, agent, protocol, path, span)
+        call = self._prepared(body, role, **said)
         try:
             async with contextlib.aclosing(self._service.stream(call)) as chunks:
                 async for chunk in chunks:
@@ -158,7 +141,7 @@ class CallSession:
         self._service.refuse(call, reason)
 
     def _prepared(
-        self, asked: Body, role_name: str | None, agent: str, protocol: str, path: str, span: str
+        self, asked: Body, role_name: str | None, agent: str = "", protocol: str = "", path: str = "", span: str = ""
     ) -> PendingCall:
         service = self._service
         role = service.role_for(role_name or asked.get("model"), role_name or self.default_role, self._stood_for)

@@ -20,7 +20,7 @@ from lightningrun.models.local.decoder import Decoder, Layer, Shape, rope, rotat
 STEP = 16
 _PREFILL_TOKENS = 1 << 14
 _FEWEST_ROWS = 4
-"""A product of fewer is rounded otherwise than one of more: of one row on Intel's processors, of up to three on AMD's."""
+"""Products of fewer are rounded otherwise: of one row on Intel's processors, of up to three on AMD's."""
 
 
 @dataclass(slots=True)

@@ -23,6 +23,7 @@ from lightningrun.models.local.folder import content_digest, find, is_output
 from lightningrun.models.local.tokenizer import ChatTokenizer, TextStream
 from lightningrun.models.provider import SAMPLED, Body, RefusedRequest
 from lightningrun.types import Json
+from lightningrun.waiting import timeout
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,7 +107,8 @@ class LocalProvider:
         with self._errors(timeout_s):
             engine = await self.engine()
             prompt = _prompt(engine, asked)
-            completions = await asyncio.wait_for(engine.generate(prompt, asked.sampling, asked.n), timeout_s)
+            async with timeout(timeout_s):
+                completions = await engine.generate(prompt, asked.sampling, asked.n)
             return self._completion(engine, body, asked, prompt, completions)
 
     async def stream(self, body: Body, timeout_s: float) -> AsyncGenerator[Body, None]:
