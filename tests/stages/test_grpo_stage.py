@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -124,6 +125,12 @@ def test_weights_that_break_fail_the_stage_and_the_best_ones_are_kept(
     assert all(weight.isfinite().all() for weight in checkpoint.load(best).parameters())
 
 
+def test_an_agent_that_asks_no_model_ends_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mute = "def answer(question, prompts, llm):\n    return 'something'\n"
+    result, _ = run(tmp_path, monkeypatch, {}, agent=mute)
+    assert result.exit_code != 0 and "without one LLM call through the gateway" in str(result.error)
+
+
 HANGING = """
 import asyncio
 
@@ -167,7 +174,7 @@ def told(events: list[Any]) -> dict[int, dict[str, float]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_killed_training_ends_as_an_undisturbed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_or_out_of_disk_it_ends_as_if_undisturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"steps": 6, "eval": {"every": 2}, "save_every_s": 0.001, "lr": 3e-3, "rest": 1, "resample": 1.5}
     calm, events = run(tmp_path / "calm", monkeypatch, options)
     recipe = make_project(tmp_path / "killed", options)
@@ -184,11 +191,29 @@ def test_a_killed_training_ends_as_an_undisturbed_one(tmp_path: Path, monkeypatc
     time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    (stage,) = runs.glob("*-letters-*/stages/grpo")
-    assert list((stage / "work").glob("*/state.safetensors"))
+    assert list(runs.glob("*-letters-*/stages/grpo/work/*/state.safetensors"))
+    ends_like(calm, events, recipe, monkeypatch)
+
+    full = make_project(tmp_path / "full", options)
+    little = 2 << 20  # bytes of a file: the best weights fit, those with the optimizer's state do not
+    done = subprocess.run(
+        [sys.executable, "-m", "lightningrun", str(full)], cwd=full.parent, env=environment(),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (little, little)),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 74, done.stdout + done.stderr
+    assert "cannot write" in done.stderr and "Traceback" not in done.stderr
+    (best,) = full.parent.glob("runs/*-letters-*/stages/grpo/work/*/best")
+    assert checkpoint.load(best)
+    ends_like(calm, events, full, monkeypatch)
+
+
+def ends_like(calm: RunResult, events: list[Any], recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resume the run of ``recipe``, and hold weights, curve and metrics against those of the undisturbed one."""
     at_home(recipe.parent, monkeypatch)
-    resumed = resume((runs / "latest").resolve())
-    again = [json.loads(line) for line in journal.read_text().splitlines()]
+    latest = (recipe.parent / "runs" / "latest").resolve()
+    resumed = resume(latest)
+    again = [json.loads(line) for line in (latest / "journal.jsonl").read_text().splitlines()]
     assert resumed.error is None and calm.error is None
     assert resumed.results["grpo"].outputs["model"] == calm.results["grpo"].outputs["model"]
     assert told(again) == told(events)
