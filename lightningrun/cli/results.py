@@ -131,7 +131,9 @@ def compare(references: tuple[str, ...], style: str, runs_dir: str) -> None:
         )
     varying = _varying(found)
     rows = [
-        _row(run, *COLUMNS) | scores[i] | {key: number(values[i]) for key, values in varying.items()}
+        _row(run, *COLUMNS)
+        | {f"evaluation {name}": score for name, score in scores[i].items()}
+        | {key: number(values[i]) for key, values in varying.items()}
         for i, run in enumerate(found)
     ]
     rows = [{column: row.get(column, "") for one in rows for column in one} for row in rows]

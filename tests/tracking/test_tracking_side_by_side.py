@@ -72,7 +72,7 @@ def test_the_terminal_and_compare_show_them_too(run: Path, monkeypatch: pytest.M
     table = narrow.partition("on test  ")[2].partition("cells on")[0]
     assert table.count("[") == table.count("]") >= 3, "numbers are folded, never cut"
     done = CliRunner().invoke(cli, ["compare", str(run), str(run), "--runs-dir", str(run.parent), "--format", "md"])
-    assert "| of_more |" in done.output and "cells apo.prompts grpo.model" in done.output
+    assert "| evaluation of_more |" in done.output and "evaluation cells apo.prompts grpo.model" in done.output
     done = CliRunner().invoke(cli, ["compare", str(run), "--runs-dir", str(run.parent), "--format", "json"])
     (brief,) = json.loads(done.output)
     assert brief["evaluations"][1]["beyond_control"]["mean"] == pytest.approx(0.25)

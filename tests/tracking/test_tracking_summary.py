@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from lightningrun.cli import cli
 from lightningrun.files import read_journal
 from lightningrun.tracking.comparison import paired_interval
+from lightningrun.tracking.formats import number as shown
 from lightningrun.tracking.report import render
 from lightningrun.tracking.story import keep_story
 from lightningrun.tracking.summary import summarise
@@ -81,6 +84,12 @@ def test_the_gain_on_each_split_is_told_and_the_last_is_what_the_run_came_to(tmp
     assert "on test, gain +0.750" in note(run) and "on val, gain +0.333" in note(run)
     page = render(run)
     assert "<span>before (baseline)</span>" in page and "<span>after (trained)</span>" in page
+    compare = ["compare", str(fake.path), "--runs-dir", str(tmp_path), "--format", "md"]
+    lines = CliRunner().invoke(cli, compare).output.splitlines()
+    row = dict(zip(*(map(str.strip, line.split("|")) for line in (lines[0], lines[2])), strict=True))
+    before, after = (shown(value) for value in (run.headline.baseline, run.headline.final))
+    assert (row["baseline"], row["final"], row["gain"]) == (before, after, "+0.333"), "of one pair, not of two"
+    assert row["evaluation final"].startswith(shown(run.headlines[0].final))
 
 
 def test_the_question_is_taken_from_the_call_when_the_data_is_gone(tmp_path: Path) -> None:
