@@ -28,7 +28,7 @@ from lightningrun.waiting import timeout
 
 _SWITCH_S = 0.02
 """How often a thread that waits for the interpreter looks whether it is free; so long may one hold it.
-At Python's 5 ms, hundreds of agents that wait spend a fifth of the processor on looking."""
+At Python's 5 ms, hundreds of agents that wait spend a sixth of the processor on looking."""
 
 
 class InlinePool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -138,3 +139,14 @@ def show(root: Path, run: str = "latest") -> dict[str, Any]:
     done = lightningrun(root, "show", run, "--json")
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
+
+
+def fill_the_disk(recipe: Path, largest: int) -> None:
+    """Run ``recipe`` where no file may grow beyond ``largest`` bytes, and see that it ends as on a full disk."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lightningrun", str(recipe)], cwd=recipe.parent, env=environment(),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest)),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 74, done.stdout + done.stderr
+    assert "cannot write" in done.stderr and "Traceback" not in done.stderr
