@@ -144,7 +144,7 @@ def show(root: Path, run: str = "latest") -> dict[str, Any]:
 def fill_the_disk(recipe: Path, largest: int) -> None:
     """Run ``recipe`` where no file may grow beyond ``largest`` bytes, and see that it ends as on a full disk."""
     done = subprocess.run(
-        [sys.executable, "-m", "lightningrun", str(recipe)], cwd=recipe.parent, env=environment(),
+        command(str(recipe)), cwd=recipe.parent, env=environment(),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest)),
         capture_output=True, text=True,
     )  # fmt: skip

@@ -46,6 +46,13 @@ def at_home(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name)
 
 
+def kept(root: Path, name: str) -> Path:
+    """What the stage keeps under ``name`` while it trains."""
+    (stage,) = (root / "runs").glob("*-letters-*/stages/grpo")
+    (found,) = (stage / "work").glob(f"*/{name}")
+    return found
+
+
 def curve(events: list[Any]) -> dict[int, dict[str, float]]:
     return {event["step"]: event["values"] for event in events if event["kind"] == "metric"}
 
@@ -119,9 +126,8 @@ def test_weights_that_break_fail_the_stage_and_the_best_ones_are_kept(
 ) -> None:
     result, _ = run(tmp_path, monkeypatch, {"lr": 1e30, "max_grad_norm": 1e30})
     assert result.exit_code == 3 and result.error is not None
-    (stage,) = (tmp_path / "runs").glob("*-letters-*/stages/grpo")
-    (best,) = (stage / "work").glob("*/best")
-    assert all(weight.isfinite().all() for weight in checkpoint.load(best).parameters())
+    best = checkpoint.load(kept(tmp_path, "best"))
+    assert all(weight.isfinite().all() for weight in best.parameters())
 
 
 def test_an_agent_that_asks_no_model_ends_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,13 +196,12 @@ def test_killed_or_out_of_disk_it_ends_as_if_undisturbed(tmp_path: Path, monkeyp
     time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert list(runs.glob("*-letters-*/stages/grpo/work/*/state.safetensors"))
+    assert kept(recipe.parent, "state.safetensors").is_file()
     ends_like(calm, events, recipe, monkeypatch)
 
     full = make_project(tmp_path / "full", options)
     fill_the_disk(full, 2 << 20)  # the best weights fit, those with the optimizer's state do not
-    (best,) = full.parent.glob("runs/*-letters-*/stages/grpo/work/*/best")
-    assert checkpoint.load(best)
+    assert checkpoint.load(kept(full.parent, "best"))
     ends_like(calm, events, full, monkeypatch)
 
 
